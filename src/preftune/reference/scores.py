@@ -90,9 +90,7 @@ class ReferenceScores:
 
     def missing(self, groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
         """The groups that would have to be scored."""
-        groups = list(groups)
-        keys = _keys_of(groups)
-        return _groups_with_a_miss(groups, keys, self._look_up(keys))
+        return groups_without_scores(list(groups), self._look_up)
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Scores]:
         known = self.memory.get(keys)
@@ -119,6 +117,18 @@ class ReferenceScores:
         if not self.source.live:  # the store may be lost or cleaned while the run goes on
             self.memory.put(scores)
         return scores
+
+
+def groups_without_scores(
+    groups: Sequence[TokenizedGroup], look_up: Callable[[Sequence[bytes]], dict[bytes, Scores]]
+) -> list[TokenizedGroup]:
+    """The groups that would have to be scored.
+
+    Args:
+        look_up: returns the scores that are known, by the addresses of completions.
+    """
+    keys = _keys_of(groups)
+    return _groups_with_a_miss(groups, keys, look_up(keys))
 
 
 def _as_logps(parts: Sequence[Scores], batch: PackedBatch) -> GroupLogps:

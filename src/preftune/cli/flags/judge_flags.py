@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from preftune.generation.endpoint.client import Conduct
     from preftune.judges.protocol import Question
     from preftune.judges.registry import OpenedJudge
+    from preftune.workers import Pool
 
 JUDGE_FORMS = (
     "openai:MODEL@BASE_URL, local:MODEL (a chat model on this machine), reward:MODEL, rule:MODULE:FUNCTION (four "
@@ -117,8 +118,14 @@ def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, sco
         refuse(asked, ("tie_within",), unless="the judge of an evaluation gives scores (reward:MODEL or a rule)")
 
 
-def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: Conduct, budget: Budget) -> OpenedJudge:
-    """Opens the judge of `--judge` with the flags of `add_judge_options`."""
+def open_asked_judge(
+    asked: argparse.Namespace, opened: ExitStack, *, conduct: Conduct, budget: Budget, pool: Pool | None = None
+) -> OpenedJudge:
+    """Opens the judge of `--judge` with the flags of `add_judge_options`.
+
+    Args:
+        pool: the cluster whose workers do the work.
+    """
     from preftune.judges.from_scores import TIE_WITHIN
     from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 
@@ -133,6 +140,7 @@ def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: C
         conduct=conduct,
         budget=budget,
         model={name: value for name, value in model.items() if value},
+        pool=pool,
     )
     judge = open_judge(asked.judge, opened, options)
     if asked.tie_within is not None and judge.scorer is None:

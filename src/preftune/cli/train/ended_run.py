@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
 from preftune.cli.flags.messages import tell
-from preftune.errors import PreftuneError
+from preftune.errors import PreftuneError, RequestError
 
 if TYPE_CHECKING:
     from preftune.training.trainers.recorded import RecordedTrainer
@@ -116,3 +117,33 @@ def stopped(name: str, words: Sequence[str], output: Path) -> str:
         return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
     again = shlex.join(["preftune", name, *words, "--resume"])  # the last of two --resume counts
     return f"Stopped. {kept} is kept. Continue from it with: {again}"
+
+
+def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
+    """`--resume` and `--resume_from_checkpoint` as a trainer takes them: a folder, True (the last one), "auto" or None.
+    A missing checkpoint is an error before anything is loaded.
+    """
+    from preftune.cli.flags.field_parser import LAST
+    from preftune.training.record.earlier_run import checkpoints_in
+    from preftune.training.record.resuming import AUTO
+
+    asked = values.resume if values.resume is not None else values.resume_from_checkpoint
+    if asked is None or str(asked).lower() in ("false", "none"):
+        return None
+    if str(asked).lower() == AUTO:
+        return AUTO
+    if asked != LAST and str(asked).lower() != "true":
+        folder = Path(str(asked)).expanduser()
+        if not (folder / "trainer_state.json").is_file():
+            raise RequestError(
+                f"--resume {asked} is not a checkpoint (it has no trainer_state.json). Name a checkpoint-N folder of "
+                "the run, or give --resume without a value for the last one in --output_dir."
+            )
+        return str(folder)
+    output = Path(values.output_dir).expanduser()
+    if not checkpoints_in(output):
+        raise RequestError(
+            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
+            "(--resume auto starts from the beginning)."
+        )
+    return True

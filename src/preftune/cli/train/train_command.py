@@ -19,7 +19,7 @@ from preftune.cli.flags.field_names import Field, check_choices, check_names, fi
 from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
-from preftune.cli.train.ended_run import held_out_metrics, judged_lines, leave, stopped, write_page
+from preftune.cli.train.ended_run import asked_checkpoint, held_out_metrics, judged_lines, leave, stopped, write_page
 from preftune.errors import PlanOnlyError, PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 
@@ -61,6 +61,10 @@ class Method:
     @property
     def prog(self) -> str:
         return f"preftune {self.name}"
+
+    def trainer_class(self) -> Any:
+        """The trainer, imported now."""
+        return _load(self.trainer)
 
     def fields(self) -> list[Field] | None:
         """Every field that is a flag, read without importing the configurations; None if a source cannot be read."""
@@ -147,8 +151,12 @@ def speaking_flags(method: Method) -> Iterator[None]:
         raise spoken_as_flags(error, names or ()) from error
 
 
-def requested(method: Method, argv: Sequence[str]) -> Request:
-    """Flags and their recipe as checked settings; the recipe's environment is set."""
+def requested(method: Method, argv: Sequence[str], *, elsewhere: bool = False) -> Request:
+    """Flags and their recipe as checked settings; the recipe's environment is set.
+
+    Args:
+        elsewhere: the model is computed on other machines, so flags of the device are not checked on this one.
+    """
     recipe = find_recipe(argv)
     names = names_of(method.data_arguments, method.model_arguments, method.config)
     if names is not None:
@@ -160,7 +168,7 @@ def requested(method: Method, argv: Sequence[str]) -> Request:
         allowed = ALLOW_ENV in argv or ALLOW_ENV.replace("_", "-") in argv
         # before torch and the hub client read theirs
         set_environment(recipe.environment, recipe=str(recipe.path), allowed=allowed)
-    return read_request(method, argv, recipe)
+    return read_request(method, argv, recipe, elsewhere=elsewhere)
 
 
 def _train(method: Method, request: Request) -> int:
@@ -204,7 +212,17 @@ def _plan_only(method: Method, request: Request) -> int:
     raise PreftuneError(f"{method.prog} did not stop after its plan. Please report this.")
 
 
-def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = None) -> Request:
+def off_device(values: argparse.Namespace) -> None:
+    """Resets what depends on the device, for settings that are read where nothing is computed."""
+    values.bf16, values.fp16, values.use_cpu, values.tf32 = None, False, True, None
+    if hasattr(values, "guard"):
+        values.guard = "off"
+    values.report_to = "none"
+
+
+def read_request(
+    method: Method, argv: Sequence[str], recipe: Recipe | None = None, *, elsewhere: bool = False
+) -> Request:
     """Reads flags and recipe into checked settings.
 
     Raises:
@@ -219,6 +237,8 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
         values.output_dir = method.output_dir
     if values.disable_tqdm is None and not sys.stderr.isatty():
         values.disable_tqdm = True  # plain lines in a log
+    if elsewhere:
+        off_device(values)
     values.resume_from_checkpoint = asked_checkpoint(values)
     data, model = parser.build(method.data_arguments, values), parser.build(method.model_arguments, values)
     help = f"See {method.prog} --help."
@@ -245,22 +265,23 @@ def _say_remote_code(recipe: Recipe) -> None:
             )
 
 
-def prepare(method: Method, request: Request) -> tuple[Any, Any]:
-    """Does everything cheap first: errors are reported before a model is loaded."""
+def prepare(method: Method, request: Request, given: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
+    """Does everything cheap first: errors are reported before a model is loaded.
+
+    Args:
+        given: instead of the training and held-out data of the request.
+    """
     from preftune.cli.display.progress import show_progress
-    from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
 
     data, model, config = request.data, request.model, request.config
     name, revision = str(model.model_name_or_path), model.revision
     locate(name, revision=revision)
     lora = model.lora_config()
-    train, held_out = method.open_data(request)
-    tokenizer = load_tokenizer(
-        name, revision=revision, trust_remote_code=config.trust_remote_code, base_model=model.base_model
-    )
+    train, held_out = method.open_data(request) if given is None else given
+    tokenizer = tokenizer_of(request)
     config.model_init_kwargs = loading_options(model, config, is_trainable=lora is None)
-    trainer = _load(method.trainer)(
+    trainer = method.trainer_class()(
         model=name,  # by name: the trainer tokenises first and loads then
         args=config,
         train_dataset=train,
@@ -277,6 +298,19 @@ def prepare(method: Method, request: Request) -> tuple[Any, Any]:
         skipped = [name for name, buffer in policy.named_buffers() if buffer.dtype == torch.bool]
         policy._ddp_params_and_buffers_to_ignore = skipped
     return trainer, progress
+
+
+def tokenizer_of(request: Request) -> Any:
+    """The tokenizer of the model."""
+    from preftune.models.load import load_tokenizer
+
+    model = request.model
+    return load_tokenizer(
+        str(model.model_name_or_path),
+        revision=model.revision,
+        trust_remote_code=request.config.trust_remote_code,
+        base_model=model.base_model,
+    )
 
 
 def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
@@ -330,36 +364,6 @@ def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -
             "bnb_4bit_quant_storage": model.bnb_4bit_quant_storage,
         }
     return {**options, **(config.model_init_kwargs or {})}
-
-
-def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
-    """`--resume` and `--resume_from_checkpoint` as a trainer takes them: a folder, True (the last one), "auto" or None.
-    A missing checkpoint is an error before anything is loaded.
-    """
-    from preftune.cli.flags.field_parser import LAST
-    from preftune.training.record.earlier_run import checkpoints_in
-    from preftune.training.record.resuming import AUTO
-
-    asked = values.resume if values.resume is not None else values.resume_from_checkpoint
-    if asked is None or str(asked).lower() in ("false", "none"):
-        return None
-    if str(asked).lower() == AUTO:
-        return AUTO
-    if asked != LAST and str(asked).lower() != "true":
-        folder = Path(str(asked)).expanduser()
-        if not (folder / "trainer_state.json").is_file():
-            raise RequestError(
-                f"--resume {asked} is not a checkpoint (it has no trainer_state.json). Name a checkpoint-N folder of "
-                "the run, or give --resume without a value for the last one in --output_dir."
-            )
-        return str(folder)
-    output = Path(values.output_dir).expanduser()
-    if not checkpoints_in(output):
-        raise RequestError(
-            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
-            "(--resume auto starts from the beginning)."
-        )
-    return True
 
 
 def parser_of(method: Method) -> Any:

@@ -14,6 +14,7 @@ The model is prepared, data are tokenised, the reference is chosen, and the firs
     new_adapter     a new adapter on a model
     reference       the reference of a run, and its scores before the first step
     scoring         reference scores without a training
+    scoring_team    the same by workers of a cluster
     self_check      the check at the first step
     sharding        a model divided among ranks
     streams         rows that are trained on while they are read
@@ -32,6 +33,7 @@ __all__ = [
     "new_adapter",
     "reference",
     "scoring",
+    "scoring_team",
     "self_check",
     "sharding",
     "streams",

@@ -10,7 +10,7 @@ import torch
 
 from preftune.errors import ConfigError, PreftuneError
 from preftune.log import take_notes
-from preftune.training.protocol import ReferencedTrainerView
+from preftune.reference import ScoreStore
 from preftune.training.record.run_record import parts
 
 
@@ -24,6 +24,8 @@ class Scored(NamedTuple):
     """Which model is the reference."""
     file: Path
     """The file of scores in the cache."""
+    draws: bool
+    """Whether the training scores answers that it draws in each step too."""
 
 
 def scoring_config(args: Any, folder: str) -> Any:
@@ -65,18 +67,24 @@ def score_beforehand(trainer: Any) -> Scored:
     trainer.before_first_step(resumed=False)
     take_notes()
     store = reference.store
-    if store is None or not store.usable:
+    check_kept(store)
+    rows = sum(len(part) for part in [*parts(trainer.train_dataset), *parts(trainer.eval_dataset)])
+    computed = _of_all(trainer, reference.beforehand)
+    return Scored(rows, computed, reference.source.description, store.path, draws_answers(trainer.args))
+
+
+def draws_answers(args: Any) -> bool:
+    """Whether a training scores answers that it draws in each step: the baseline of KTO's loss."""
+    return bool(args.loss_type == "kto")
+
+
+def check_kept(store: ScoreStore) -> None:
+    """Raises: PreftuneError if scores could not be written."""
+    if not store.usable:
         raise PreftuneError(
             "The reference scores could not be kept on the disk. Make room, or set PREFTUNE_CACHE to a folder that can "
             "be written."
         )
-    rows = sum(len(part) for part in datasets_of(trainer))
-    return Scored(rows, _of_all(trainer, reference.beforehand), reference.source.description, store.path)
-
-
-def datasets_of(trainer: ReferencedTrainerView) -> list[Any]:
-    """Training and held-out rows."""
-    return [*parts(trainer.train_dataset), *parts(trainer.eval_dataset)]
 
 
 def _of_all(trainer: Any, count: int) -> int:
