@@ -20,7 +20,7 @@ from preftune.errors import ConfigError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from preftune.cli.train.train_command import Method, Request
-    from preftune.training.setup.scoring import Scored
+    from preftune.training.scoring.beforehand import Scored
     from preftune.types import TokenizedGroup
     from preftune.workers import Pool
 
@@ -81,8 +81,8 @@ def _tell(scored: Scored, method: Method, words: Sequence[str]) -> None:
 def _score(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> Scored | None:
     """Scores; None on all ranks but the first."""
     from preftune.cli.train.train_command import prepare, requested
+    from preftune.training.scoring.beforehand import score_beforehand
     from preftune.training.setup.forecast import without_plan
-    from preftune.training.setup.scoring import score_beforehand
 
     with ExitStack() as opened:
         folder = opened.enter_context(tempfile.TemporaryDirectory())
@@ -99,7 +99,7 @@ def _score(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> S
 
 def _alone(request: Request, folder: str) -> Request:
     """The request of a training, for its scores alone."""
-    from preftune.training.setup.scoring import scoring_config
+    from preftune.training.scoring.beforehand import scoring_config
 
     if request.data.dataset_streaming:
         raise ConfigError("--streaming: rows that are read while training have no scores beforehand. Leave it out.")
@@ -109,7 +109,7 @@ def _alone(request: Request, folder: str) -> Request:
 def _on_pool(pool: Pool, method: Method, request: Request, words: Sequence[str]) -> Scored:
     """The rows are tokenised here, and scored by the workers."""
     from preftune.cli.train.train_command import tokenizer_of
-    from preftune.training.setup.scoring_team import probes, score_on_team
+    from preftune.training.scoring.by_team import probes, score_on_team
 
     config, (train, held_out) = request.config, method.open_data(request)
     trainer: Any = method.trainer_class()
@@ -125,8 +125,8 @@ def work_of(name: str, words: Sequence[str], rows: Sequence[TokenizedGroup]) -> 
     """What a worker does with batches of rows; it makes the trainer of the training with a few of them."""
     from preftune.cli.train.train_command import prepare, requested
     from preftune.data import GroupDataset
+    from preftune.training.scoring.by_team import scoring_work
     from preftune.training.setup.forecast import without_plan
-    from preftune.training.setup.scoring_team import scoring_work
 
     method = _method(name)
     with tempfile.TemporaryDirectory() as folder, without_plan():

@@ -13,8 +13,6 @@ The model is prepared, data are tokenised, the reference is chosen, and the firs
     neftune         noise on embeddings
     new_adapter     a new adapter on a model
     reference       the reference of a run, and its scores before the first step
-    scoring         reference scores without a training
-    scoring_team    the same by workers of a cluster
     self_check      the check at the first step
     sharding        a model divided among ranks
     streams         rows that are trained on while they are read
@@ -32,8 +30,6 @@ __all__ = [
     "neftune",
     "new_adapter",
     "reference",
-    "scoring",
-    "scoring_team",
     "self_check",
     "sharding",
     "streams",

@@ -13,8 +13,8 @@ from preftune.errors import RequestError
 from preftune.reference import ScoreStore, groups_without_scores
 from preftune.reference.store import Scores
 from preftune.storage.cache_folder import cache_folder
+from preftune.training.scoring.beforehand import Scored, check_kept, draws_answers
 from preftune.training.setup.reference import without_scores
-from preftune.training.setup.scoring import Scored, check_kept, draws_answers
 from preftune.training.step.collate import shortest
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
