@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from preftune import models
 from preftune.deploy import Judging, Questions, Trained, Verification, export, questions_of, verify
 from preftune.deploy.artefact import MANIFEST
+from preftune.deploy.files import check_weights
+from preftune.deploy.served import ServedModel
 from preftune.errors import DatasetError, RequestError
 from preftune.judges.rules import KeyFactJudge
 from preftune.models import merge
@@ -185,6 +190,29 @@ def test_a_model_merged_into_another_base_is_named(run: Path, tmp_path: Path) ->
     found = verify(tmp_path / "foreign", run, QUESTIONS)
     assert _stage(found) == "base"
     assert "is not the base's" in found.verdict()
+
+
+def test_two_models_are_in_memory_at_a_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = save_base(tmp_path / "other", seed=5)
+    merge(run, tmp_path / "foreign", base_model=other)
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def counting(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*words: Any, **options: Any) -> Any:
+            model = make(*words, **options)
+            loaded.append(weakref.ref(model))
+            alive.append(sum(one() is not None for one in loaded))
+            return model
+
+        return made
+
+    for name in ("load_model", "merge"):
+        monkeypatch.setattr(models, name, counting(getattr(models, name)))
+    found = check_weights(ServedModel(str(run)), ServedModel(str(tmp_path / "foreign")))
+    assert found is not None
+    assert found.other_base
+    assert alive == [1, 2, 2, 2]
 
 
 def test_the_merge_of_another_run_is_named(run: Path, base: Path, tmp_path: Path) -> None:
