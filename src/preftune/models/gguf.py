@@ -87,6 +87,7 @@ def _complete(folder: Path) -> bool:
 
 def _convert(file: Path, folder: Path) -> None:
     import torch
+    from gguf import GGUFReader
     from transformers import GenerationConfig
 
     model = load_model(file, dtype=torch.bfloat16)
@@ -103,3 +104,7 @@ def _convert(file: Path, folder: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
+    licence = GGUFReader(file).fields.get("general.license")
+    if licence is not None:
+        card = f"---\nlicense: {licence.contents()}\n---\n\n# {HUB_ID}\n\nConverted from {file.name} of {PACKAGE}.\n"
+        (folder / "README.md").write_text(card, encoding="utf-8")
