@@ -12,9 +12,13 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from preftune.errors import PreftuneError, RequestError
 from tests.cli.command import pairs_file, preftune, tiny_model, write_rows
@@ -229,3 +233,51 @@ def test_without_ray_the_extra_is_named(preftune, tiny_model, pairs_file, monkey
     monkeypatch.setitem(sys.modules, "ray", None)
     found = preftune("score", "--model", tiny_model, "--data", pairs_file, "--use_cpu", "--ray")
     assert "pip install 'preftune[ray]'" in found.message
+
+
+def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
+    """Kills one process of the training when a checkpoint is there."""
+    while not (checkpoint / "trainer_state.json").exists():
+        time.sleep(0.05)
+    (victim, *_) = [one for one in psutil.process_iter() if "RayTrainWorker" in " ".join(one.cmdline())]
+    victim.kill()
+    killed.append(victim.pid)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
+def test_a_launched_training_goes_on_after_a_process_is_killed(preftune, tiny_model, tmp_path, cluster):
+    rows = write_rows(tmp_path / "pairs.jsonl", chat_rows(64))
+    words = ["dpo", "--model", tiny_model, "--data", rows, "--use_peft", "--use_cpu", "--max_steps", 40]
+    words += ["--per_device_train_batch_size", 2]
+    words += ["--save_steps", 2, "--learning_rate", "1e-3", "--guard", "off", "--no_report"]
+    killed: list[int] = []
+    weights = []
+    for name in ("calm", "killed"):
+        output = tmp_path / name
+        if name == "killed":
+            Thread(target=kill_a_worker_after, args=(output / "checkpoint-4", killed), daemon=True).start()
+        found = preftune("launch", "--processes_per_node", 2, "--", *words, "--output_dir", output)
+        assert found.code == 0, found.err
+        assert f"The run is in {output}." in found.out
+        weights.append(load_file(output / "adapter_model.safetensors"))
+        facts = json.loads((output / "run.json").read_text())
+        assert (facts["outcome"], "resumed_from_step" in facts) == ("finished", name == "killed"), facts.keys()
+    assert len(killed) == 1
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "no training is named"),
+        (["--", "eval"], "'eval' does not train"),
+        (["--nodes", 0, "--", "dpo"], "--nodes 0: give 1 or more"),
+        (["--gpus_per_node", 1, "--processes_per_node", 2, "--", "dpo"], "--processes_per_node has no effect"),
+        (["--", "dpo", "--model", "MODEL", "--data", "DATA", "--seeds", 1, 2], "Launch each seed by itself"),
+        (["--", "dpo", "--model", "MODEL", "--data", "DATA", "--lerning_rate", 1], "--learning_rate"),
+    ],
+)
+def test_what_cannot_be_launched(preftune, tiny_model, pairs_file, words, message):
+    places = {"MODEL": tiny_model, "DATA": pairs_file}
+    found = preftune("launch", *[places.get(word, word) for word in words])
+    assert (found.code, message in found.message) == (2, True), found.err

@@ -30,12 +30,13 @@ _PASSED_ON = ("PREFTUNE_", "HF_", "OPENAI_API_KEY")
 class RayPool:
     """A Ray cluster: one that runs, or one that is started on this machine and ends with the pool."""
 
-    def __init__(self, address: str = "", *, workers: int | None = None) -> None:
+    def __init__(self, address: str = "", *, workers: int | None = None, shows_output: bool = False) -> None:
         """
         Args:
             address: HOST:PORT of a cluster, or ray://HOST:PORT; empty: $RAY_ADDRESS, a cluster that runs on this
                 machine, or a new one on it.
             workers: number of workers; default: one for each GPU, or without any for each CPU.
+            shows_output: whether what workers print is printed here.
         Raises: RequestError without Ray, or without a cluster at the address.
         """
         try:
@@ -48,7 +49,7 @@ class RayPool:
         self._workers = workers
         self._ours = not ray.is_initialized()
         if self._ours:
-            connect(address)
+            _connect(address, shows_output=shows_output)
 
     def team(self, build: Build, *, gpu: bool) -> RayTeam:
         there = self._ray.cluster_resources()
@@ -73,7 +74,12 @@ class RayPool:
         self.close()
 
 
-def connect(address: str) -> None:
+def passed_on() -> dict[str, str]:
+    """The variables of this process that workers get."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+
+
+def _connect(address: str, *, shows_output: bool) -> None:
     """Connects to a cluster, or starts one on this machine (see `RayPool`).
 
     Raises: RequestError if there is no cluster at the address.
@@ -84,7 +90,7 @@ def connect(address: str) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": shows_output, "logging_level": logging.ERROR}
     try:
         if address or os.environ.get("RAY_ADDRESS"):
             ray.init(address=address or "auto", **options)
@@ -111,7 +117,7 @@ class RayTeam:
 
     def __init__(self, ray: Any, build: Build, *, size: int, needs: dict[str, Any]) -> None:
         self._ray, self._build = ray, ray.put(build)
-        self._environment = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
+        self._environment = passed_on()
         self._class = ray.remote(Actor).options(**needs)
         self._starting: dict[Any, Any] = {}
         self._free: deque[Any] = deque()
