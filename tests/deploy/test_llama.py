@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,10 @@ import pytest
 from transformers import GenerationConfig
 
 from preftune.cli.main import main
-from preftune.deploy import Exported, Questions, Trained, export, verify
+from preftune.deploy import Exported, Questions, Trained, export, serving, verify
 from preftune.deploy.exports import Target
 from preftune.deploy.files import check_gguf_ends
-from preftune.deploy.gguf import GgufFiles, LlamaServer
+from preftune.deploy.gguf import GgufFiles
 from preftune.deploy.ollama import derive_affixes, faults_of_modelfile, modelfile
 from preftune.deploy.served import ServedModel
 from preftune.deploy.served_http import ServedEndpoint
@@ -123,23 +126,39 @@ def test_a_file_without_its_end_token_is_named(trained: Trained, exported: dict[
 
 
 @pytest.fixture(scope="module")
-def server(exported: dict[str, Exported]) -> Iterator[LlamaServer]:
-    served = LlamaServer(next(exported["gguf-f16"].folder.glob("*.gguf")), name="aligned")
-    yield served
-    served.close()
+def address(exported: dict[str, Exported]) -> Iterator[str]:
+    with serving(exported["gguf-f16"].folder, port=0) as running:
+        assert running.engine == "llama.cpp"
+        yield running.address
 
 
-def test_a_running_server_is_verified_by_its_address(run: Path, server: LlamaServer, capsys) -> None:
-    name = f"openai:aligned@{server.address}/v1"
+def test_chat_and_eval_speak_to_the_server(run: Path, address: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    def say(name: str) -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("apple 1?\n"))
+        assert main(["chat", "--model", name, "--max_new_tokens", "4"]) == 0
+        return capsys.readouterr().out.splitlines()[-1].removeprefix("run: ").strip()
+
+    served = f"openai:aligned@{address}"
+    assert say(served) == say(str(run))
+    words = ["--model", served, "--baseline", str(run.parent / "base"), "--judge", "shorter", "--limit", "2"]
+    words += ["--max_new_tokens", "3", "--concurrency", "1", "-o", str(tmp_path / "eval")]
+    assert main(["eval", *words]) == 0
+    evaluated = json.loads((tmp_path / "eval" / "summary.json").read_text())["evaluated"]
+    assert evaluated["aligned"]["name"] == served
+    assert evaluated["base"]["weights"]
+
+
+def test_a_running_server_is_verified_by_its_address(run: Path, address: str, capsys) -> None:
+    name = f"openai:aligned@{address}"
     flags = ["--limit", "1", "--max_new_tokens", "3", "--concurrency", "1", "--json"]
     assert main(["verify", name, "--against", str(run), *flags]) == 0
     assert '"holds": true' in capsys.readouterr().out
 
 
-def test_a_server_that_goes_on_after_an_end_token_is_named(run: Path, server: LlamaServer, tmp_path: Path) -> None:
+def test_a_server_that_goes_on_after_an_end_token_is_named(run: Path, address: str, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "generation_config.json").write_text('{"eos_token_id": [2, 17]}')
-    with Endpoint(EndpointName("aligned", f"{server.address}/v1")) as endpoint:
+    with Endpoint(EndpointName("aligned", address)) as endpoint:
         served = ServedEndpoint(endpoint)
         assert served.ending([2, 17]) == [2]
         (fault,) = faults_of_text(ServedModel(str(tmp_path / "run")), served, PROMPTS, None, [])
@@ -147,11 +166,11 @@ def test_a_server_that_goes_on_after_an_end_token_is_named(run: Path, server: Ll
     assert "goes on after ! ([17])" in fault.sentence
 
 
-def test_a_server_without_token_ids_is_compared_by_its_answers(trained: Trained, server: LlamaServer) -> None:
+def test_a_server_without_token_ids_is_compared_by_its_answers(trained: Trained, address: str) -> None:
     class Silent(ServedEndpoint):
         engine = ""
 
-    with Endpoint(EndpointName("aligned", f"{server.address}/v1"), conduct=Conduct(concurrency=1)) as endpoint:
+    with Endpoint(EndpointName("aligned", address), conduct=Conduct(concurrency=1)) as endpoint:
         found = verify(Silent(endpoint), trained)
     assert found.faults == []
     assert len(found.notes) == 2
