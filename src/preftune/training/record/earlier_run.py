@@ -31,7 +31,7 @@ _RUN = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
 )  # fmt: skip
 """Names of the files that a run writes. Other files in the folder belong to the user, and stay."""
-_WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
+_WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model|prompt_encoder)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:

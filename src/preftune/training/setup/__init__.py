@@ -11,11 +11,11 @@ The model is prepared, data are tokenised, the reference is chosen, and the firs
     measured_rate   the speed of two real steps, from which a plan estimates the time
     model           preparation of the model (adapter, precision, engine) and of the data
     neftune         noise on embeddings
-    new_adapter     a new adapter on a model
     reference       the reference of a run, and its scores before the first step
     self_check      the check at the first step
     sharding        a model divided among ranks
     streams         rows that are trained on while they are read
+    unsaved         what was changed in memory and is in no file
 """
 
 __all__ = [
@@ -28,9 +28,9 @@ __all__ = [
     "measured_rate",
     "model",
     "neftune",
-    "new_adapter",
     "reference",
     "self_check",
     "sharding",
     "streams",
+    "unsaved",
 ]

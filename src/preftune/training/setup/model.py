@@ -28,13 +28,15 @@ from preftune.errors import ConfigError, ModelError
 from preftune.log import detail, say, warn
 from preftune.logps import Engine, Support, choose_engine
 from preftune.logps.layers.compiled import compile_layers
+from preftune.models.attach import add_adapter
 from preftune.models.four_bit import is_quantized
 from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
 from preftune.training.config.base import PackedConfig, PairConfig
 from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype, say_where_adapters_are_saved
+from preftune.training.record.scaling import keep_scaling
 from preftune.training.setup.dropout import dropout_off
-from preftune.training.setup.new_adapter import add_adapter
 from preftune.training.setup.streams import held, is_stream, streamed_groups
+from preftune.training.setup.unsaved import warn_of_unsaved
 
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
 """Most tokens of a group of rows with one prompt when `max_length` sets no limit."""
@@ -84,6 +86,8 @@ def prepare_model(
     say_where_adapters_are_saved(model)
     if args.disable_dropout:
         dropout_off(model)
+    keep_scaling(model)
+    warn_of_unsaved(model, trust_remote_code=args.trust_remote_code)
     return model
 
 
