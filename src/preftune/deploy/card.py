@@ -37,7 +37,7 @@ def write_card(
         data: the licences of the training's datasets, by their names as shown.
     """
     own = Path(source, "README.md")
-    text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else ""
+    text = _read(own) if own.is_file() else ""
     header, body = _split(text)
     packed = manifest.kind in ("gguf", "ollama")
     header["library_name"] = "gguf" if packed else "peft" if manifest.kind == "adapter" else "transformers"
@@ -118,7 +118,7 @@ def _licence_on_hub(name: str, kind: str, *, fetch: bool) -> Licence:
 
 def licence_of(card: Path) -> Licence:
     """The licence in the header of a card."""
-    return _licence(_split(card.read_text(encoding="utf-8", errors="replace"))[0]) if card.is_file() else {}
+    return _licence(_split(_read(card))[0]) if card.is_file() else {}
 
 
 def _licence(header: Mapping[str, Any]) -> Licence:
@@ -140,10 +140,19 @@ def _shown(licence: Licence) -> str:
 
 def set_licence(card: Path, licence: str) -> None:
     """Replaces the licence in the header of a card."""
-    header, body = _split(card.read_text(encoding="utf-8"))
+    header, body = _split(_read(card))
     kept = {name: value for name, value in header.items() if name not in _KEYS}
     shown = yaml.safe_dump(kept | {"license": licence}, sort_keys=False).strip()
     card.write_text(f"---\n{shown}\n---\n{body}", encoding="utf-8")
+
+
+def _read(card: Path) -> str:
+    """The beginning of a card, which may be anything in a folder of others."""
+    with card.open(encoding="utf-8", errors="replace") as file:
+        return file.read(_LONGEST)
+
+
+_LONGEST, _LONGEST_HEADER = 1_000_000, 50_000
 
 
 def _split(text: str) -> tuple[dict[str, Any], str]:
@@ -152,8 +161,8 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
     if found is None:
         return {}, text
     try:
-        header = yaml.safe_load(found[1])
-    except yaml.YAMLError:
+        header = yaml.safe_load(found[1][:_LONGEST_HEADER])
+    except (yaml.YAMLError, ValueError, RecursionError):
         header = None
     return (dict(header) if isinstance(header, dict) else {}), text[found.end() :]
 

@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from preftune.deploy.artefact import KINDS, Kind, Manifest
+from preftune.deploy.artefact import KINDS, Kind, Manifest, check_links
 from preftune.deploy.card import licence_of_data, licence_of_model, write_card
 from preftune.deploy.gguf import GgufFiles, check_type, require_converter
 from preftune.deploy.ollama import write_modelfile
@@ -34,8 +34,7 @@ from preftune.storage.run_directory import run_facts
 from preftune.storage.trained_prompts import carry_trained_prompts
 
 _ADAPTER_FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "trained_prompts.npy",
-    "preftune_weights.json",
+    "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "preftune_weights.json",
 )  # fmt: skip
 
 
@@ -107,6 +106,7 @@ def export(
     for target in wanted:
         if target.form:
             require_converter(target.form)
+    check_links(Path(model).expanduser())
     source = Source(os.fspath(model), base_model, trust_remote_code)
     folder = Path(output).expanduser()
     for target in wanted:
@@ -249,6 +249,7 @@ def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | 
     for name in _ADAPTER_FILES:
         if (file := Path(source.place.name, name)).is_file():
             shutil.copyfile(file, folder / name)
+    carry_trained_prompts(source.place.name, folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{source.name} has its weights in a pickle. Load it, and save it again as safetensors.")
     source.tokenizer.save_pretrained(folder)

@@ -34,6 +34,7 @@ _SAMPLING = {
     "repetition_penalty": "repeat_penalty",
 }
 """Ollama's names of the settings of a generation config."""
+_LONGEST = 200_000
 _INSTRUCTION = re.compile(r'^[ \t]*([A-Za-z]+)[ \t]+(?:"""((?s:.*?))"""|([^\n]*))[ \t]*$', re.M)
 
 
@@ -83,6 +84,8 @@ def faults_of_modelfile(run: ServedModel, folder: Path) -> list[Fault]:
     weights = gguf_of(folder) if file.is_file() else None
     if weights is None:
         return []
+    if file.stat().st_size > _LONGEST:
+        return [Fault("files", f"the Modelfile has {file.stat().st_size:,} bytes, which none needs.")]
     model: Any = run.source.model
     config = (model.get_base_model() if hasattr(model, "get_base_model") else model).config.to_dict()
     wanted = _read(modelfile(weights.name, run.tokenizer, run.source.generation_config, config))

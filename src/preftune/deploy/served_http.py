@@ -72,7 +72,13 @@ class ServedEndpoint:
             return None
         found = []
         for group in groups:
-            one, two = score(group, 0), score(group, 1)
+            try:
+                one, two = score(group, 0), score(group, 1)
+            except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+                raise EndpointError(
+                    f"{self.name} reports log-probabilities in a form that cannot be read ({type(error).__name__}). "
+                    "Check that nothing between changes its replies."
+                ) from error
             if one is None or two is None:
                 return None
             found.append((one, two))
@@ -136,6 +142,9 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 
 def _ids(reply: Mapping[str, Any] | None) -> list[int]:
     tokens = (reply or {}).get("tokens")
-    if not isinstance(tokens, list):
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < _MOST_TOKENS for token in tokens):
         raise EndpointError("The server reports token ids for some texts only. Check its log, and verify again.")
-    return [int(token) for token in tokens]
+    return tokens
+
+
+_MOST_TOKENS = 1 << 31

@@ -18,6 +18,7 @@ from preftune.cli.flags.judge_flags import (
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, add_endpoint_options, conduct_and_budget, refuse
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.log import printable
 
 if TYPE_CHECKING:
     from preftune.deploy import Judging, Verification
@@ -74,7 +75,8 @@ def page(found: Verification) -> str:
             ]
     if found.win_rates is not None:
         lines.append(f"  win rate          {found.win_rates.line()}")
-    return "\n".join(lines + [f"  {sentence}" for sentence in found.notes])
+    lines += [f"  {sentence}" for sentence in found.notes]
+    return "\n".join(printable(line).replace("\n", " ") for line in lines)  # names and tokens of others are in them
 
 
 def _parser() -> PlainParser:
