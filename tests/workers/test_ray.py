@@ -130,6 +130,53 @@ def test_samples_are_the_bytes_of_one_process_after_kills_of_workers_and_caller(
     assert spread.read_bytes() == alone.read_bytes()
 
 
+KEEP = """
+def short(row):
+    return len(row["text"]["chosen"]) < 60 and row["stars"] > 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "more"),
+    [
+        (".jsonl", ["--dedupe", "near", "--split", "0.1", "--topic", "a", "b", "--rule", "keep.py:short"]),
+        (".parquet", ["--language", "en", "--balance_length"]),
+    ],
+)
+def test_converted_pairs_and_their_manifest_are_the_bytes_of_one_process(
+    preftune, tmp_path, monkeypatch, cluster, losing, ending, more
+):
+    monkeypatch.chdir(tmp_path)
+    Path("keep.py").write_text(KEEP)
+    text = "The answer to this question of yours is number"
+    rows = [
+        {
+            "prompt": f"Tell me {i % 900} things",
+            "chosen": f"{text} {i % 700}",
+            "rejected": "no " * (1 + i % 30) if i % 97 else None,
+            "topic": "abc"[i % 3],
+            "stars": i % 5,
+            "source": f"s{i % 4}",
+        }
+        for i in range(6000)
+    ]
+    write_rows(Path("rows.jsonl"), rows)
+    for name, words in (("alone", []), ("spread", ["--ray", "--ray_workers", 2])):
+        Path(name).mkdir()
+        found = preftune("convert", "rows.jsonl", "-o", f"{name}/out{ending}", *more, *words)
+        assert found.code == 0, found.err
+    assert losing == [1]
+    files = sorted(path.name for path in Path("alone").iterdir())
+    assert len(files) == (3 if "--split" in more else 2)
+    for name in files:
+        assert Path("alone", name).read_bytes() == Path("spread", name).read_bytes(), name
+
+
+def test_a_stream_is_not_converted_on_a_cluster(preftune, pairs_file, tmp_path, cluster):
+    found = preftune("convert", pairs_file, "-o", tmp_path / "out.jsonl", "--streaming", "--ray")
+    assert "--streaming reads the rows in this process" in found.message
+
+
 RULES = """
 def brevity(prompt, answer, row):
     return -len(answer)

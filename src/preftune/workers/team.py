@@ -37,3 +37,14 @@ class Pool(Protocol):
             gpu: whether each one uses a GPU, where the cluster has any.
         """
         ...
+
+
+def in_order(results: Iterable[tuple[int, Any]]) -> Iterator[Any]:
+    """The results of blocks in the order of the blocks; those that came too early wait in memory."""
+    early: dict[int, Any] = {}
+    next_one = 0
+    for number, result in results:
+        early[number] = result
+        while next_one in early:
+            yield early.pop(next_one)
+            next_one += 1
