@@ -10,6 +10,7 @@ import torch
 
 from preftune.deploy import Target, export, read_manifest
 from preftune.deploy.card import licence_of_data, licence_of_model
+from preftune.deploy.exports import datasets_of
 from preftune.errors import ModelError, RequestError
 from preftune.models import load_model, load_tokenizer
 from preftune.models.locate import Location
@@ -202,3 +203,18 @@ def test_a_card_says_that_the_licence_is_unknown(base: Path, tmp_path: Path) -> 
     assert "\nlicense: unknown\n---\n" in card
     assert "| licence of the base | unknown |" in card
     assert "which does not state one here" in card
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (["dpo", "--data", "a.jsonl:0.7", "me/b", "--use_peft"], ["a.jsonl", "me/b"]),
+        (["dpo", "--data=a.jsonl", "--use_peft"], ["a.jsonl"]),
+        (["dpo", "--dataset_name", "me/b"], ["me/b"]),
+        (["dpo", "recipe.yaml"], []),
+        ([3, None, "--data"], []),
+        ("--data a", []),
+    ],
+)
+def test_the_datasets_that_a_command_names(command: object, names: list[str]) -> None:
+    assert datasets_of(command) == names

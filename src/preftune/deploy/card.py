@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from preftune.deploy.artefact import Manifest
+from preftune.deploy.gguf import metadata
 from preftune.models.locate import Location
 from preftune.storage.jsonl import read_object
 
@@ -87,10 +88,7 @@ def licence_of_model(place: Location | None) -> Licence:
     if place is None:
         return {}
     if place.kind == "gguf":
-        from gguf import GGUFReader
-
-        field = GGUFReader(place.name).fields.get("general.license")
-        return _licence({"license": None if field is None else field.contents()})
+        return _licence({"license": metadata(Path(place.name), "general.license")})
     if place.kind in ("hub", "hub-adapter"):
         return _licence_on_hub(place.name, "model", fetch=not place.local_files_only)
     folder = Path(place.name)

@@ -160,7 +160,7 @@ class Source:
         if base is None and isinstance(name, str) and name:
             with suppress(ModelError):  # the base is not on this machine any more
                 base = locate(name)
-        data = {_last_part(one): licence_of_data(one) for one in _datasets(self.facts.get("command"))}
+        data = {_last_part(one): licence_of_data(one) for one in datasets_of(self.facts.get("command"))}
         return {"licence": licence_of_model(base), "data": data}
 
     @contextmanager
@@ -221,12 +221,12 @@ def _last_part(name: str) -> str:
     return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
 
 
-def _datasets(command: Any) -> list[str]:
+def datasets_of(command: Any) -> list[str]:
     """The names that follow `--data` in a command, without the proportions of a mixture."""
-    words = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
-    if "--data" not in words:
-        return []
-    named = takewhile(lambda word: not word.startswith("--"), words[words.index("--data") + 1 :])
+    given = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
+    words = [part for word in given for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    at = next((n for n, word in enumerate(words) if word in ("--data", "--dataset_name")), len(words))
+    named = takewhile(lambda word: not word.startswith("--"), words[at + 1 :])
     return [re.sub(r":[\d.]+$", "", name) for name in named]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from preftune.deploy.artefact import Manifest
+from preftune.deploy.gguf import metadata
 from preftune.deploy.served import Served, ServedModel, gguf_of
 from preftune.storage.jsonl import read_object
 
@@ -43,13 +44,12 @@ def check_gguf_ends(run: ServedModel, folder: Path) -> list[str]:
     file = gguf_of(folder)
     if file is None:
         return []
-    from gguf import GGUFReader
-
-    field = GGUFReader(file).fields.get(_EOS)
-    named = None if field is None else int(field.contents())
+    named = metadata(file, _EOS)
     if named in run.ends():
         return []
-    what = "no end token" if named is None else f"the end token {run.tokenizer.convert_ids_to_tokens(named)} ({named})"
+    known = isinstance(named, int) and 0 <= named < len(run.tokenizer)
+    mark = run.tokenizer.convert_ids_to_tokens(named) if known else "unknown"
+    what = "no end token" if named is None else f"the end token {mark} ({named})"
     marks = ", ".join(f"{run.tokenizer.convert_ids_to_tokens(end)} ({end})" for end in sorted(run.ends()))
     return [f"{file.name} names {what} ({_EOS}), and the run ends answers with {marks}."]
 

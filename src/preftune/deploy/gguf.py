@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import mmap
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -146,6 +148,53 @@ def _quiet_native() -> Iterator[None]:
         os.dup2(kept[1], 2)
         for number in (*kept, sink):
             os.close(number)
+
+
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_TEXT, _LIST, _HEADER = 8, 9, 24
+"""Types of GGUF metadata, and the bytes before the first."""
+
+
+def metadata(file: Path, wanted: str) -> str | float | None:
+    """A text or number of a GGUF file's metadata; None without it. (The reader of the package gguf makes an object of
+    every token first, which takes seconds.)
+
+    Raises: ModelError for a damaged file.
+    """
+
+    def number(at: int, kind: int) -> Any:
+        return struct.unpack_from(_NUMBERS[kind], data, at)[0]
+
+    def after(at: int, kind: int) -> int:
+        """Where the value that begins at `at` ends."""
+        if kind == _TEXT:
+            return at + 8 + int(number(at, 10))
+        if kind != _LIST:
+            return at + struct.calcsize(_NUMBERS[kind])
+        inner, count = number(at, 4), number(at + 4, 10)
+        at += 12
+        if inner != _TEXT:
+            return at + int(count) * struct.calcsize(_NUMBERS[inner])
+        for _ in range(count):
+            at = after(at, _TEXT)
+        return at
+
+    def text(at: int) -> str:
+        return data[at + 8 : after(at, _TEXT)].decode(errors="replace")
+
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = _HEADER
+            for _ in range(number(16, 10)):
+                name, at = text(at), after(at, _TEXT)
+                kind, at = number(at, 4), at + 4
+                if name == wanted and kind != _LIST:
+                    found: str | float = text(at) if kind == _TEXT else number(at, kind)
+                    return found
+                at = after(at, kind)
+    except (struct.error, KeyError, ValueError, OverflowError) as error:
+        raise ModelError(f"{file} is damaged, or no GGUF file. Copy it again, or export the model again.") from error
+    return None
 
 
 HOST = "127.0.0.1"
