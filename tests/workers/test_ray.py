@@ -24,7 +24,7 @@ from preftune.errors import PreftuneError, RequestError
 from tests.cli.command import pairs_file, preftune, tiny_model, write_rows
 from tests.evaluation.labelling.test_label import write_samples
 from tests.judges.test_reward_model import saved as classifier_folder
-from tiny import chat_rows
+from tiny import chat_rows, save_tiny
 
 ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 
@@ -177,6 +177,10 @@ def test_a_stream_is_not_converted_on_a_cluster(preftune, pairs_file, tmp_path, 
     assert "--streaming reads the rows in this process" in found.message
 
 
+def read_rows(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 RULES = """
 def brevity(prompt, answer, row):
     return -len(answer)
@@ -289,6 +293,20 @@ def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
     (victim, *_) = [one for one in psutil.process_iter() if "RayTrainWorker" in " ".join(one.cmdline())]
     victim.kill()
     killed.append(victim.pid)
+
+
+def test_an_evaluation_is_that_of_one_process(preftune, tiny_model, prompts, tmp_path, monkeypatch, cluster, losing):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(Path("aligned"), seed=5)
+    words = ["eval", "--model", "aligned", "--baseline", tiny_model, "--prompts", prompts, "--judge", "longer"]
+    words += ["--max_new_tokens", 12, "--batch_size", 4, "--temperature", 1]
+    for name, more in (("alone", ()), ("spread", ("--ray", "--ray_workers", 2))):
+        found = preftune(*words, *more, "-o", name)
+        assert found.code == 0, found.err
+    assert losing == [1]
+    assert len(read_rows(Path("alone/generations.jsonl"))) == 24
+    for file in ("generations.jsonl", "verdicts.jsonl"):
+        assert Path("alone", file).read_bytes() == Path("spread", file).read_bytes()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")

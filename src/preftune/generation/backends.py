@@ -51,6 +51,9 @@ class TwoSides:
             other.release()
         asked.answer(prompts, rows, take)
 
+    def release(self) -> None:
+        """Ends what both sides share."""
+
     def settings(self) -> dict[str, Any]:
         """Identity of the model; together with the sampling settings it determines which answers may be reused."""
         return {side: dict(answerer.identity()) for side, answerer in self.sides.items()}

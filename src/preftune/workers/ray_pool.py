@@ -113,7 +113,9 @@ class _Under(NamedTuple):
 
 
 class RayTeam:
-    """Actors that have done the same preparation; one that is lost is replaced."""
+    """Actors that have done the same preparation; one that is lost is replaced. They start with the first block, and
+    again after `close`.
+    """
 
     def __init__(self, ray: Any, build: Build, *, size: int, needs: dict[str, Any]) -> None:
         self._ray, self._build = ray, ray.put(build)
@@ -125,8 +127,7 @@ class RayTeam:
         self._alive: list[Any] = []
         self._lost = 0
         self._said: set[str] = set()
-        for _ in range(size):
-            self._start()
+        self._size = size
 
     def _start(self) -> None:
         actor = self._class.remote(self._build, os.getcwd(), self._environment)
@@ -137,6 +138,8 @@ class RayTeam:
         new, again = enumerate(blocks), deque[tuple[int, Any]]()
         under: dict[Any, _Under] = {}
         lost: Counter[int] = Counter()
+        while len(self._alive) < self._size:
+            self._start()
         while True:
             while self._free and (task := again.popleft() if again else next(new, None)) is not None:
                 actor = self._free.popleft()

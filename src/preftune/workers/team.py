@@ -23,7 +23,7 @@ class Team(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers; they start again when there are blocks."""
         ...
 
 
@@ -31,7 +31,7 @@ class Pool(Protocol):
     """A cluster."""
 
     def team(self, build: Build, *, gpu: bool) -> Team:
-        """Starts workers.
+        """Workers, which start with the first block.
 
         Args:
             gpu: whether each one uses a GPU, where the cluster has any.

@@ -17,6 +17,7 @@ from preftune.cli.flags.model_flags import (
     refuse,
 )
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.flags.ray_flags import RAY_FLAGS, add_ray_options
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
@@ -87,6 +88,7 @@ def _parser() -> PlainParser:
     )
     add_model_options(local)
     add_judge_options(parser, alone=False)
+    add_ray_options(parser)
     add_endpoint_options(parser)
     return parser
 
@@ -179,6 +181,8 @@ def _check(asked: argparse.Namespace) -> None:
 
 
 def _check_suites(asked: argparse.Namespace) -> None:
+    if asked.suite:
+        refuse(asked, RAY_FLAGS, unless="two models are compared, without a --suite")
     if not asked.suite:
         refuse(asked, ("suite_data", "tasks", "beta"), unless="there is a --suite")
         return

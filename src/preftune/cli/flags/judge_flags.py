@@ -124,7 +124,7 @@ def open_asked_judge(
     """Opens the judge of `--judge` with the flags of `add_judge_options`.
 
     Args:
-        pool: the cluster whose workers do the work.
+        pool: the cluster whose workers do the work; an address is asked from this machine.
     """
     from preftune.judges.from_scores import TIE_WITHIN
     from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
@@ -140,7 +140,7 @@ def open_asked_judge(
         conduct=conduct,
         budget=budget,
         model={name: value for name, value in model.items() if value},
-        pool=pool,
+        pool=None if judge_kind(asked.judge) == "openai" else pool,
     )
     judge = open_judge(asked.judge, opened, options)
     if asked.tie_within is not None and judge.scorer is None:
