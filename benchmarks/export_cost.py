@@ -2,8 +2,9 @@
 
     python benchmarks/export_cost.py RUN [--base MODEL] [--limit 16]
 
-Exports a run in every form, loads it as it is served, and compares it with the adapter on its base in float32. The
-merge that is rounded to nearest is what other tools write. The result is kept in benchmarks/results/export_cost.json.
+Exports a run in every form, loads it as it is served (GGUF files by llama.cpp's server), and compares it with the
+adapter on its base in float32. `preftune serve` starts `transformers serve`, which shows answers only. The merge that
+is rounded to nearest is what other tools write. The result is kept in benchmarks/results/export_cost.json.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from preftune.deploy import Trained, export, questions_of, verify
-from preftune.deploy.distances import Figures
+from preftune.deploy import ServedEndpoint, Trained, Verification, export, questions_of, serving, verify
+from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName
 from preftune.models import load_tokenizer, merge
 
 RESULT = Path(__file__).parent / "results" / "export_cost.json"
@@ -27,41 +28,47 @@ FORMS = {
     "`gguf:f16` in llama.cpp": ("gguf:f16", None),
     "`merged` (bfloat16)": ("merged", None),
     "`gguf:q8_0` in llama.cpp": ("gguf:q8_0", None),
-    "`gguf:q4_k_m` in llama.cpp": ("gguf:q4_k_m", None),
+    "`ollama:q4_k_m`, its file in llama.cpp": ("ollama:q4_k_m", None),
 }
 NEAREST = "merged into bfloat16, rounded to nearest"
+SERVED = "`preftune serve` with transformers"
 
 
-def measure(run: str, base: str | None, limit: int, scratch: Path, forms: dict = FORMS) -> dict[str, Figures]:
-    """The figures of every form, by its name in the table."""
+def measure(run: str, base: str | None, limit: int, scratch: Path, forms: dict = FORMS) -> dict[str, Verification]:
+    """What was found of every form, by its name in the table."""
     trained = Trained(run, questions_of(None, limit=limit), base_model=base)
     found = {}
     for number, (name, (target, dtype)) in enumerate(forms.items()):
         folder = export(run, scratch / str(number), [target], dtype=dtype, base_model=base)[0].folder
-        found[name] = verify(folder, trained).figures
-        print(name, found[name], flush=True)
+        found[name] = verify(folder, trained)
+        print(name, found[name].verdict(), found[name].figures, flush=True)
     exact = merge(run, dtype="float32", base_model=base)
     exact.to(torch.bfloat16).save_pretrained(scratch / "nearest")
     load_tokenizer(run, base_model=base).save_pretrained(scratch / "nearest")
-    found[NEAREST] = verify(scratch / "nearest", trained).figures
+    found[NEAREST] = verify(scratch / "nearest", trained)
+    with serving(run, engine="transformers", port=0, base_model=base) as running:
+        conduct = Conduct(concurrency=1, timeout=600)
+        with Endpoint(EndpointName("aligned", running.address), conduct=conduct) as endpoint:
+            found[SERVED] = verify(ServedEndpoint(endpoint), trained)
     return found
 
 
-def table(figures: dict[str, dict]) -> str:
+def table(result: dict[str, dict]) -> str:
     """The rows of the table in docs/deploy.md, the smallest distance first."""
-    first = next(iter(figures.values()))
+    first = next(iter(result.values()))
     lines = [
         "| artefact | distance, nats per token | reward margin, nats | pairs with another sign | same greedy answers |",
         "|---|---|---|---|---|",
         f"| the training itself (trained model to base) | {first['moved']:.4f} | {first['margin']:.2f} | | |",
     ]
-    for name, one in sorted(figures.items(), key=lambda item: item[1]["off"]):
-        other = round((1 - one["agreement"]) * one["pairs"])
-        same = round(one["same_answers"] * one["prompts"])
-        lines.append(
-            f"| {name} | {one['off']:.4f} | {one['served_margin']:.2f} | {other} of {one['pairs']} | {same} of "
-            f"{one['prompts']} |"
-        )
+    for name, one in sorted(result.items(), key=lambda item: (not item[1]["pairs"], item[1]["off"])):
+        scores = "not shown | | |"
+        if one["pairs"]:
+            other = round((1 - one["agreement"]) * one["pairs"])
+            scores = f"{one['off']:.4f} | {one['served_margin']:.2f} | {other} of {one['pairs']} |"
+        same, identical = (round(one[key] * one["prompts"]) for key in ("same_answers", "identical"))
+        letters = "" if same == identical else f", {identical} letter by letter"
+        lines.append(f"| {name} | {scores} {same} of {one['prompts']}{letters} |")
     return "\n".join(lines)
 
 
@@ -73,6 +80,6 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(asked.run, asked.base, asked.limit, Path(folder))
-    result = {name: asdict(figures) for name, figures in measured.items()}
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    result = {name: {"verdict": one.verdict(), **asdict(one.figures)} for name, one in measured.items()}
+    RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(table(result))

@@ -124,7 +124,7 @@ def check_row(row: str) -> None:
         assert inside or any(place.exists() for place in places), f"{file} in {row}"
 
 
-OUTSIDE = {"datasets", "model", "config", "log", "pairs", "endpoint"}
+OUTSIDE = {"datasets", "model", "config", "log", "pairs", "endpoint", "score"}
 """First words of dotted names that are of other libraries, files or variables."""
 
 

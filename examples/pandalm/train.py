@@ -70,7 +70,7 @@ def main() -> None:
 
 def compare(test: Any, rewards: Any) -> dict[str, Any]:
     """Accuracy of the trained model and of the length baseline on the same pairs, intervals clustered by prompt."""
-    from preftune.statistics.intervals import share
+    from preftune.statistics.intervals import paired_shares, share
 
     prompts = [prompt_of(pair) for pair in test]
     model = [(c > r) + 0.5 * (c == r) for c, r in rewards]
@@ -81,6 +81,7 @@ def compare(test: Any, rewards: Any) -> dict[str, Any]:
     return {
         "accuracy": interval(share(model, prompts)),
         "accuracy_of_choosing_the_longer": interval(share(longer, prompts)),
+        "above_choosing_the_longer": interval(paired_shares(longer, model, prompts)),
         "accuracy_where_the_shorter_won": interval(
             share([model[i] for i in short_wins], [prompts[i] for i in short_wins])
         ),

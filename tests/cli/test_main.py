@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -50,6 +51,27 @@ def test_no_command_shows_help_and_is_a_wrong_request(preftune) -> None:
     result = preftune()
     assert result.code == 2
     assert "usage" in result.out
+
+
+@pytest.mark.parametrize(
+    ("words", "flag"),
+    [
+        (["eval", "--model", "m", "--judge", "shorter", "-o", ""], "--output is empty. Name a folder."),
+        (["audit", "d.jsonl", "-o", " "], "--output is empty. Name a folder."),
+        (["convert", "d.jsonl", "-o", ""], "--output is empty. Name a file."),
+        (["merge", "runs/dpo", "-o", ""], "--output is empty. Name a folder."),
+        (["demo", "--output", ""], "--output_dir is empty. Name a folder."),
+        (["dpo", "--model", "m", "--data", "d", "--output_dir", ""], "--output_dir '' is not a folder. Name one"),
+        (["dpo", "--model", "m", "--data", "d", "--output_dir", "", "--seeds", "0", "1"], "is not a folder"),
+    ],
+)
+def test_an_empty_place_is_not_the_working_directory(
+    preftune, words: list[str], flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = preftune(*words)
+    assert (result.code, flag in result.message) == (2, True), result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("word", "near"), [("dop", "dpo"), ("merg", "merge"), ("chta", "chat")])

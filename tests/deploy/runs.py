@@ -22,6 +22,7 @@ def save_base(folder: Path, *, tokenizer: Any = None, **options: Any) -> Path:
     model.generation_config = GenerationConfig(eos_token_id=ENDS, bos_token_id=1, pad_token_id=0)
     model.save_pretrained(folder)
     (tokenizer or tiny_tokenizer()).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n\n# base\n", encoding="utf-8")
     return folder
 
 
@@ -49,6 +50,6 @@ def save_run(folder: Path, base: Path, *, seed: int = 1, size: float = 0.2, full
     GenerationConfig(eos_token_id=ENDS, bos_token_id=1, pad_token_id=0).save_pretrained(folder)
     facts = {"id": f"run-{seed}", "method": "dpo", "model": {"name": str(base), "full_fine_tuning": full}}
     (folder / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    card = f"---\nlicense: apache-2.0\ntags:\n- dpo\n---\n\n# run\n\n`{base}` aligned with DPO.\n"
+    card = f"---\ntags:\n- dpo\n---\n\n# run\n\n`{base}` aligned with DPO.\n"
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from preftune.deploy import Target, export, read_manifest
+from preftune.deploy.card import licence_of_data, licence_of_model
+from preftune.deploy.exports import datasets_of
 from preftune.errors import ModelError, RequestError
 from preftune.models import load_model, load_tokenizer
+from preftune.models.locate import Location
 from preftune.storage.atomic import sha256_of
 from tests.deploy.runs import ENDS, save_base, save_run
 
@@ -48,7 +51,8 @@ def test_every_artefact_carries_template_end_tokens_card_and_hashes(run: Path, b
         assert set(manifest.files) == names
         assert all(sha256_of(one.folder / name) == digest for name, digest in manifest.files.items())
         card = (one.folder / "README.md").read_text()
-        assert card.startswith("---\nlicense: apache-2.0\n")
+        assert "\nlicense: apache-2.0\n---\n" in card  # the base's
+        assert "| licence of the base | apache-2.0 |\n| licence of the data | unknown |" in card
         assert "`base` aligned with DPO." in card
         assert str(tmp_path) not in card + (one.folder / "preftune_artefact.json").read_text()
 
@@ -91,7 +95,7 @@ def test_an_adapter_that_vllm_does_not_serve_is_noted(tmp_path: Path, base: Path
 
 def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(run: Path, tmp_path: Path) -> None:
     export(run, tmp_path / "out")
-    with pytest.raises(ModelError, match="exists already"):
+    with pytest.raises(ModelError, match="already in use"):
         export(run, tmp_path / "out")
     with pytest.raises(RequestError, match="--dtype applies to --to merged"):
         export(run, tmp_path / "out", ["adapter"], dtype="float16")
@@ -139,3 +143,78 @@ def test_an_adapter_in_a_pickle_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="save it again as safetensors"):
         export(run, tmp_path / "out", ["adapter"])
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def _card(folder: Path, header: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(f"---\n{header}\n---\n\n# card\n")
+
+
+@pytest.mark.parametrize(
+    ("header", "licence"),
+    [
+        ("license: mit", {"license": "mit"}),
+        ("license: [mit, cc-by-4.0]", {"license": "mit, cc-by-4.0"}),
+        ("license: other\nlicense_name: llama3.2", {"license": "other", "license_name": "llama3.2"}),
+        ("license: unknown", {}),
+        ("tags: [a]", {}),
+        ("license: '| <b>mit</b> |'", {}),
+        ("license: {a: b}", {}),
+    ],
+)
+def test_the_licence_is_read_from_the_card_of_the_base(tmp_path: Path, header: str, licence: dict[str, str]) -> None:
+    _card(tmp_path, header)
+    assert licence_of_model(Location("folder", str(tmp_path))) == licence
+
+
+def test_the_licence_is_read_from_config_and_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text('{"license": "mit"}')
+    assert licence_of_model(Location("folder", str(tmp_path))) == {"license": "mit"}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for kind, name in (("models", "base"), ("datasets", "pairs")):
+        place = tmp_path / f"{kind}--me--{name}"
+        _card(place / "snapshots" / "c0ffee", f"license: {name}-1.0")
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("c0ffee")
+    assert licence_of_model(Location("hub", "me/base", local_files_only=True)) == {"license": "base-1.0"}
+    assert licence_of_data("me/pairs") == {"license": "pairs-1.0"}
+    assert licence_of_data("me/other") == licence_of_data("nonsense//name") == {}
+
+
+def test_the_licences_of_base_and_data_are_in_the_card(base: Path, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", base)
+    _card(base, "license: other\nlicense_name: house-licence")
+    _card(tmp_path / "data", "license: cc-by-4.0")
+    (tmp_path / "data" / "pairs.jsonl").write_text("")
+    data = ["--data", f"{tmp_path}/data/pairs.jsonl:0.7", "me/unknown-pairs"]
+    facts = json.loads((run / "run.json").read_text()) | {"command": ["preftune", "dpo", *data, "--use_peft"]}
+    (run / "run.json").write_text(json.dumps(facts))
+    card = (export(run, tmp_path / "out", ["adapter"])[0].folder / "README.md").read_text()
+    assert "\nlicense: other\nlicense_name: house-licence\n---\n" in card
+    assert "| licence of the base | house-licence |" in card
+    assert "| licence of the data | pairs.jsonl: cc-by-4.0; me/unknown-pairs: unknown |" in card
+    assert str(tmp_path) not in card
+
+
+def test_a_card_says_that_the_licence_is_unknown(base: Path, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", base)
+    (base / "README.md").unlink()
+    card = (export(run, tmp_path / "out", ["adapter"])[0].folder / "README.md").read_text()
+    assert "\nlicense: unknown\n---\n" in card
+    assert "| licence of the base | unknown |" in card
+    assert "which does not state one here" in card
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        (["dpo", "--data", "a.jsonl:0.7", "me/b", "--use_peft"], ["a.jsonl", "me/b"]),
+        (["dpo", "--data=a.jsonl", "--use_peft"], ["a.jsonl"]),
+        (["dpo", "--dataset_name", "me/b"], ["me/b"]),
+        (["dpo", "recipe.yaml"], []),
+        ([3, None, "--data"], []),
+        ("--data a", []),
+    ],
+)
+def test_the_datasets_that_a_command_names(command: object, names: list[str]) -> None:
+    assert datasets_of(command) == names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import huggingface_hub.constants
 import pytest
 
 from preftune.cli.main import main
-from preftune.deploy import export
+from preftune.deploy import export, push, read_manifest
+from preftune.errors import ModelError
 from tests.deploy.runs import save_base, save_run
 
 TOKEN = "hf_" + "standin" * 5
@@ -28,6 +30,10 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.created: list[dict[str, Any]] = []
         self.refuses = False
+        self.elsewhere = ""
+        """An address to which every request is sent on."""
+        self.keys: list[str | None] = []
+        """The keys that came with requests."""
 
     @property
     def address(self) -> str:
@@ -39,6 +45,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or self._chunks()
+        self.server.keys.append(self.headers["Authorization"])
+        if self.server.elsewhere:
+            self.send_response(307)
+            self.send_header("Location", self.server.elsewhere + self.path)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         if self.server.refuses:
             return self._answer({"error": f"no right for {self.headers['Authorization']}"}, 403)
         if self.path == "/api/repos/create":
@@ -108,6 +120,31 @@ def test_the_files_of_the_manifest_are_uploaded_and_no_others(hub: Hub, artefact
     assert hub.files["adapter_model.safetensors"] == (artefact / "adapter_model.safetensors").read_bytes()
 
 
+def test_a_file_called_like_a_pattern_uploads_nothing_else(hub: Hub, artefact: Path) -> None:
+    (artefact / "*").write_text("star")
+    manifest = read_manifest(artefact)
+    assert manifest is not None
+    manifest.write(artefact)
+    (artefact / "training_args.bin").write_bytes(b"secret")
+    assert main(["push", str(artefact), "--to", "me/aligned"]) == 0
+    assert "*" in hub.files
+    assert "training_args.bin" not in hub.files
+
+
+def test_a_card_that_is_a_link_is_neither_uploaded_nor_written(
+    hub: Hub, artefact: Path, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "key").write_text("secret")
+    (artefact / "README.md").unlink()
+    assert main(["push", str(artefact), "--to", "me/aligned"]) == 2
+    assert "has no README.md" in capsys.readouterr().err
+    (artefact / "README.md").symlink_to(tmp_path / "key")
+    assert main(["push", str(artefact), "--to", "me/aligned", "--license", "mit"]) == 2
+    assert "outside the folder" in capsys.readouterr().err
+    assert (tmp_path / "key").read_text() == "secret"
+    assert hub.files == {}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -145,3 +182,20 @@ def test_a_refusal_never_shows_the_token(hub: Hub, artefact: Path, capsys) -> No
     said = capsys.readouterr().err
     assert "The hub did not take me/aligned" in said
     assert TOKEN not in said
+    with pytest.raises(ModelError, match="no right for") as caught:
+        push(artefact, "me/aligned")
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_redirect_to_another_host_gets_no_token(hub: Hub, artefact: Path) -> None:
+    other = Hub()
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    try:
+        hub.elsewhere = other.address
+        with contextlib.suppress(ModelError):
+            push(artefact, "me/aligned")
+        assert hub.keys[0] == f"Bearer {TOKEN}"
+        assert set(other.keys) == {None}  # it was asked, without a key
+    finally:
+        other.shutdown()
+        other.server_close()

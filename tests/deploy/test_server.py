@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from preftune.cli.main import main
-from preftune.deploy import Questions, serving, verify
+from preftune.deploy import Questions, Trained, serving, verify
 from preftune.deploy.served_http import ServedEndpoint
 from preftune.errors import ModelError, RequestError
 from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName
@@ -28,27 +30,66 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(folder / "run", save_base(folder / "base"))
 
 
-def test_an_adapter_and_its_base_are_served_by_transformers(run: Path) -> None:
-    """The process is ended by SIGTERM, and takes the server that it started with it."""
+@pytest.fixture(scope="module")
+def address(run: Path) -> Iterator[str]:
+    """A server of `preftune serve`, ended by SIGTERM: it takes the server that it started with it."""
     command = [sys.executable, "-m", "preftune", "serve", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        address = process.stdout.readline().split()[0]
-        questions = Questions(list(PROMPTS), [], max_new_tokens=6)
+        found = process.stdout.readline().split()[0]
         try:
-            for name, fault in (("aligned", None), ("base", "adapter not applied")):
-                conduct = Conduct(concurrency=1, retries=0)
-                with Endpoint(EndpointName(name, address), conduct=conduct) as endpoint:
-                    found = verify(ServedEndpoint(endpoint), run, questions)
-                    assert [one.stage for one in found.faults] == ([fault] if fault else [])
+            yield found
         finally:
             process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
     with (
-        Endpoint(EndpointName("aligned", address), conduct=Conduct(retries=0)) as endpoint,
+        Endpoint(EndpointName("aligned", found), conduct=Conduct(retries=0)) as endpoint,
         pytest.raises(RequestError, match="cannot be reached"),
     ):
         endpoint.check()
+
+
+def test_an_adapter_and_its_base_are_served_by_transformers(run: Path, address: str) -> None:
+    trained = Trained(str(run), Questions(list(PROMPTS), [], max_new_tokens=6))
+    for name, fault in (("aligned", None), ("base", "adapter not applied")):
+        with Endpoint(EndpointName(name, address), conduct=Conduct(concurrency=1, retries=0)) as endpoint:
+            found = verify(ServedEndpoint(endpoint), trained)
+            assert [one.stage for one in found.faults] == ([fault] if fault else [])
+
+
+def test_chat_speaks_to_the_server(run: Path, address: str, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def say(*words: str) -> str:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("apple 1?\n/reset\nWhat is honey?\n"))
+        assert main(["chat", *words, "--max_new_tokens", "5"]) == 0
+        return capsys.readouterr().out.replace("run:", "aligned:")
+
+    local = say("--model", str(run))
+    assert len(local.splitlines()) == 4
+    served = say("--model", f"openai:aligned@{address}", "--baseline", f"openai:base@{address}")
+    assert served == local
+    assert say("--model", str(run), "--baseline", f"openai:base@{address}") == local
+
+
+def test_eval_compares_the_two_served_models(address: str, tmp_path: Path, capsys) -> None:
+    words = ["--model", f"openai:aligned@{address}", "--baseline", f"openai:base@{address}", "--judge", "shorter"]
+    words += ["--limit", "3", "--max_new_tokens", "4", "--concurrency", "1", "-o", str(tmp_path / "eval")]
+    assert main(["eval", *words]) == 0
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert summary["n"] == 3
+    assert summary["evaluated"]["aligned"]["name"] == f"openai:aligned@{address}"
+    answers = [json.loads(line) for line in (tmp_path / "eval" / "generations.jsonl").read_text().splitlines()]
+    assert any(answer["base"] != answer["aligned"] for answer in answers)
+
+
+def test_flags_of_a_chat_without_effect_are_refused(run: Path, capsys) -> None:
+    for words, message in (
+        (["--model", str(run), "--timeout", "3"], "--timeout has no effect unless a model is openai:"),
+        (["--model", "openai:a@http://127.0.0.1:9/v1", "--dtype", "float32"], "--dtype has no effect unless"),
+        (["--model", "openai:a@http://127.0.0.1:9/v1", "--concurrency", "2"], "--concurrency has no effect unless"),
+        (["--model", "openai:a@http://127.0.0.1:9/v1", "--retries", "0"], "cannot be reached"),
+    ):
+        assert main(["chat", *words]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_an_engine_that_cannot_serve_it_is_refused_with_the_one_that_can(run: Path, tmp_path: Path) -> None:
@@ -103,6 +144,9 @@ def test_export_on_the_command_line_verifies_what_it_wrote(run: Path, tmp_path: 
     printed = capsys.readouterr().out
     assert f"{out}/merged: merged, float32" in printed
     assert "What is served is what was aligned." in printed
+    words = ["verify", f"{out}/merged", "--against", str(run), "--limit", "2", "--max_new_tokens", "4"]
+    assert main([*words, "--judge", "shorter"]) == 0
+    assert "2 prompts, judge shorter" in capsys.readouterr().out
     config = Path(out, "merged", "config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 3}))
     assert main(["verify", f"{out}/merged", "--against", str(run), "--limit", "1"]) == 1
@@ -115,6 +159,9 @@ def test_export_on_the_command_line_verifies_what_it_wrote(run: Path, tmp_path: 
         (["verify", "RUN", "--against", "RUN", "--concurrency", "2"], "--concurrency has no effect unless"),
         (["verify", "RUN", "--against", "RUN", "--limit", "0"], "give at least 1 prompt"),
         (["export", "RUN", "-o", "out", "--no_verify", "--data", "pairs.jsonl"], "--data has no effect unless"),
+        (["verify", "RUN", "--against", "RUN", "--criteria", "brevity"], "--criteria has no effect unless"),
+        (["verify", "RUN", "--against", "RUN", "--judge", "nobody"], "There is no judge 'nobody'"),
+        (["verify", "RUN", "--against", "RUN", "--judge", "shorter", "--timeout", "2"], "--timeout has no effect"),
         (["serve", "FILE", "--dtype", "float16"], "--dtype applies to adapters"),
         (["serve", "FILE", "--base", "RUN"], "--base has no effect on a GGUF file"),
     ],

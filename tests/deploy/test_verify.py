@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from preftune.deploy import Questions, Verification, export, verify
+from preftune import models
+from preftune.deploy import Judging, Questions, Trained, Verification, export, questions_of, verify
 from preftune.deploy.artefact import MANIFEST
-from preftune.errors import RequestError
+from preftune.deploy.files import check_weights
+from preftune.deploy.served import ServedModel
+from preftune.errors import DatasetError, RequestError
+from preftune.judges.rules import KeyFactJudge
 from preftune.models import merge
 from preftune.types import PreferencePair
 from tests.deploy.runs import save_base, save_run
@@ -112,6 +118,48 @@ def test_faults_of_the_text_are_named(run: Path, merged: Path, plant: Callable[[
     assert _stage(verify(merged, run, QUESTIONS)) == stage
 
 
+MANY = Questions([[{"role": "user", "content": f"apple {number}?"}] for number in range(12)], [], max_new_tokens=3)
+
+
+def _preferring_the_run(trained: Trained) -> Callable[..., float]:
+    """A scorer that likes what the trained model says, and the base does not."""
+    own = {answer.text for answer in trained.answers.run}
+    return lambda prompt, answer, row: float(answer in own)
+
+
+def test_a_judge_gives_the_win_rate_against_the_base(run: Path, merged: Path) -> None:
+    trained = Trained(str(run), MANY)
+    found = verify(merged, trained, judging=Judging(_preferring_the_run(trained)))
+    assert found.holds
+    rates = found.win_rates
+    assert rates is not None
+    assert rates.served == rates.trained
+    assert rates.served.win_rate == 1.0
+    assert (rates.change.difference, rates.served.prompts) == (0.0, 12)
+    assert "100% against the base (95% interval" in rates.line()
+    assert json.loads(json.dumps(found.to_dict()))["win_rates"]["served"]["wins"] == 12
+
+
+def test_a_win_rate_that_was_lost_is_named(run: Path, base: Path) -> None:
+    trained = Trained(str(run), MANY)
+    found = verify(base, trained, judging=Judging(_preferring_the_run(trained)))
+    assert [fault.stage for fault in found.faults][-1] == "win rate"
+    words = "the trained model wins 100% against its base, and the served one 50% (-50"
+    assert found.faults[-1].sentence.startswith(words)
+    assert found.win_rates is not None
+    assert found.win_rates.served.ties == 12
+
+
+def test_a_judge_that_needs_a_column_asks_for_it_before_anything_is_loaded(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="key_fact"):
+        verify("missing", run, MANY, judging=Judging(KeyFactJudge()))
+    rows = [{"prompt": "apple?", "chosen": "oak", "rejected": "kite", "key_fact": "oak"}]
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    questions = questions_of(str(tmp_path / "pairs.jsonl"))
+    assert questions.rows == [{"key_fact": "oak"}]
+    Judging(KeyFactJudge()).check(questions.rows)
+
+
 def test_a_base_without_its_adapter_is_named(run: Path, base: Path) -> None:
     found = verify(base, run, QUESTIONS)
     assert _stage(found) == "adapter not applied"
@@ -142,6 +190,29 @@ def test_a_model_merged_into_another_base_is_named(run: Path, tmp_path: Path) ->
     found = verify(tmp_path / "foreign", run, QUESTIONS)
     assert _stage(found) == "base"
     assert "is not the base's" in found.verdict()
+
+
+def test_two_models_are_in_memory_at_a_time(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = save_base(tmp_path / "other", seed=5)
+    merge(run, tmp_path / "foreign", base_model=other)
+    loaded: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def counting(make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*words: Any, **options: Any) -> Any:
+            model = make(*words, **options)
+            loaded.append(weakref.ref(model))
+            alive.append(sum(one() is not None for one in loaded))
+            return model
+
+        return made
+
+    for name in ("load_model", "merge"):
+        monkeypatch.setattr(models, name, counting(getattr(models, name)))
+    found = check_weights(ServedModel(str(run)), ServedModel(str(tmp_path / "foreign")))
+    assert found is not None
+    assert found.other_base
+    assert alive == [1, 2, 2, 2]
 
 
 def test_the_merge_of_another_run_is_named(run: Path, base: Path, tmp_path: Path) -> None:

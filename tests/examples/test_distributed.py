@@ -57,6 +57,19 @@ def test_the_starts_have_flags_that_exist(words, tmp_path, monkeypatch, capsys):
         assert "torchrun --nproc_per_node" in capsys.readouterr().err
 
 
+def test_the_launch_has_flags_that_exist(tmp_path, monkeypatch):
+    from preftune.cli.recipes import launch
+
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(f"model_name_or_path: {save_tiny(tmp_path / 'model')}\ndataset_name: pairs.jsonl\n")
+    (line,) = re.findall(r"`preftune launch ([^`]*)`", (FOLDER / "README.md").read_text())
+    started: list[tuple[int, list[str], str]] = []
+    monkeypatch.setattr(launch, "_train", lambda asked, *rest: started.append((asked.gpus_per_node, *rest)) or 0)
+    assert main(["launch", *shlex.split(line)]) == 0
+    words = ["dpo", "--config", "recipe.yaml", "--output_dir", "/shared/dpo"]
+    assert started == [(8, [*words, "--output_dir", "/shared/dpo", "--resume", "auto"], "/shared/dpo")]
+
+
 def test_every_file_is_in_the_table():
     table = (FOLDER / "README.md").read_text()
     files = {path.name for path in FOLDER.iterdir()} - {"README.md"}

@@ -26,6 +26,7 @@ def test_the_example_runs_and_reports_the_length_baseline(tmp_path, monkeypatch)
     assert result["training_pairs"] + result["held_out_pairs"] == len(made)
     assert result["accuracy_of_choosing_the_longer"]["value"] == 0.0  # the short answer is always the better one here
     assert result["accuracy"]["value"] > 0.9
+    assert result["above_choosing_the_longer"]["value"] == result["accuracy"]["value"]
     held_out = {row["prompt"] for row in made if example["is_held_out"](row["prompt"], 0.25)}
     assert result["held_out_prompts"] == len(held_out)
     assert result["held_out_pairs"] == sum(row["prompt"] in held_out for row in made)

@@ -57,7 +57,7 @@ def test_a_full_disk_leaves_nothing_and_is_told(base: Path, tmp_path: Path, monk
     _adapt(load_model(base)).save_pretrained(tmp_path / "adapter")
 
     def fail(self, folder, *args, **kwargs) -> None:
-        Path(folder).mkdir()
+        Path(folder, "config.json").write_text("{}")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", fail)

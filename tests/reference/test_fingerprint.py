@@ -8,7 +8,7 @@ from types import MethodType
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import FourierFTConfig, HRAConfig, LoraConfig, PeftModel, TrainableTokensConfig, VBLoRAConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -52,7 +52,7 @@ def test_another_rule_is_another_version():
     model.register_buffer("scale", torch.tensor([0.5]), persistent=False)
     with torch.no_grad():
         model.embed.weight.copy_(torch.arange(6.0).view(3, 2))
-    assert (FINGERPRINT_VERSION, of(model)) == (4, "6f1ae569f8868067d3e404ab117c3883")
+    assert (FINGERPRINT_VERSION, of(model)) == (5, "6f1ae569f8868067d3e404ab117c3883")
 
 
 @pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"bias": "all"}])
@@ -236,6 +236,7 @@ STATES = {
     "rope's scale": lambda m: setattr(m.get_base_model().model.rotary_emb, "attention_scaling", 1.1),
     "scale of attention": lambda m: setattr(m.get_base_model().model.layers[1].self_attn, "scaling", 0.3),
     "activation": lambda m: setattr(m.get_base_model().model.layers[1].mlp, "act_fn", torch.nn.GELU()),
+    "attention to later tokens": lambda m: setattr(m.get_base_model().model.layers[1].self_attn, "is_causal", False),
     "epsilon": lambda m: setattr(m.get_base_model().model.norm, "variance_epsilon", 1e-3),
 }
 
@@ -269,6 +270,23 @@ def test_where_a_sparse_adapters_numbers_stand_counts():
     assert of(copy.deepcopy(model)) == before
     indices = model.base_model.model.model.layers[0].self_attn.q_proj.shira_indices
     indices["default"] = (indices["default"] + 1) % 8
+    assert of(model) != before
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (FourierFTConfig(n_frequency=4, target_modules=["q_proj"]), "fourierft_scaling", 7.0),
+        (VBLoRAConfig(r=2, num_vectors=8, vector_length=8, topk=2, target_modules=["q_proj"]), "topk", 3),
+        (HRAConfig(r=2, target_modules=["q_proj"]), "hra_apply_GS", True),
+        (TrainableTokensConfig(token_indices=[3]), "token_indices", [4]),
+    ],
+)
+def test_numbers_of_other_adapters_count_where_the_layer_says_them(config, name, value):
+    model = get_peft_model(random_model(), config)
+    before = of(model)
+    assert of(copy.deepcopy(model)) == before
+    next(getattr(module, name) for module in model.modules() if hasattr(module, name))["default"] = value
     assert of(model) != before
 
 

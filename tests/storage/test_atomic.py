@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from preftune.storage.atomic import write_whole
+from preftune.storage.atomic import whole_folder, write_whole
 
 
 def test_a_file_is_replaced_with_the_rights_of_any_new_file(tmp_path: Path) -> None:
@@ -50,3 +51,33 @@ def test_a_folder_that_takes_no_file_names_the_file_and_not_the_temporary_one(tm
     with pytest.raises(PermissionError) as caught:
         write_whole(tmp_path / "file", b"new")
     assert caught.value.filename == str(tmp_path / "file")
+
+
+def _fill(folder: Path, text: str, **options: Any) -> None:
+    with whole_folder(folder, **options) as partial:
+        assert partial.parent == folder.parent
+        (partial / "file").write_text(text)
+        assert not (folder / "file").exists() or (folder / "file").read_text() != text
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "model"
+    with pytest.raises(KeyError), whole_folder(folder):
+        raise KeyError
+    assert list(folder.parent.iterdir()) == []
+    folder.mkdir()
+    _fill(folder, "first")
+    with pytest.raises(OSError):
+        _fill(folder, "second")
+    assert (folder / "file").read_text() == "first"
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_faster_process_wins_and_a_broken_leftover_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    _fill(folder, "first")
+    _fill(folder, "second", kept=lambda found: True)
+    assert (folder / "file").read_text() == "first"
+    _fill(folder, "second", kept=lambda found: False)
+    assert (folder / "file").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [folder]

@@ -234,7 +234,7 @@ def test_from_the_command_line(preftune: Any, tiny_model: str, tmp_path: Path, m
     assert "r.yaml: sweep: search: there is no field 'betta'. Did you mean 'beta'?" in wrong.message
     assert "its ranges are for preftune sweep" in preftune("dpo", "--config", "r.yaml").message
     Path("r.yaml").write_text(yaml.safe_dump({"sweep": block, **recipe, "bteta": 1}))
-    assert "--config r.yaml, line" in preftune("sweep", "r.yaml", "-o", "out2").message
+    assert "The recipe r.yaml, line" in preftune("sweep", "r.yaml", "-o", "out2").message
     Path("r.yaml").write_text(yaml.safe_dump({**recipe, "sweep": {"search": {"beta": [0.1, -1.0]}}}))
     assert "-1.0" in preftune("sweep", "r.yaml", "-o", "out2").message
     Path("r.yaml").write_text(yaml.safe_dump({**recipe, "sweep": {"command": "eval", "search": {"beta": [0.1, 1.0]}}}))

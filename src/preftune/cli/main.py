@@ -42,6 +42,8 @@ COMMANDS: dict[str, Command] = {
         ("train", "nash-md", "train against a mixture of model and reference, compared by a judge"),
         ("commands", "compare", "compare training methods with the same model, data, budget and judge"),
         ("recipes", "plan", "forecast memory, time and cost of a training, and what makes it fit"),
+        ("recipes", "score", "compute all reference scores beforehand: the training then computes none"),
+        ("recipes", "launch", "start a training on several machines of a Ray cluster"),
         ("recipes", "sweep", "a recipe with ranges: many trials, the best settings, one page"),
         ("recipes", "convert-recipe", "convert a recipe of LLaMA-Factory or Axolotl to one of preftune"),
         ("commands", "sample", "sample several completions per prompt, from a model or an endpoint"),

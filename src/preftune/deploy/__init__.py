@@ -8,16 +8,16 @@ on first use: the import brings no torch.
     distances     how far a served model is from the trained one, and what that means
     exports       runs to whole models, adapters, GGUF files, Ollama
     files         faults that are seen in the files of an artefact
-    gguf          llama.cpp's converter and quantiser
+    gguf          llama.cpp's converter, quantiser and server
     hub           uploads an artefact to the hub
-    llama_server  llama.cpp's server for a GGUF file
-    ollama        Modelfiles
+    ollama        Modelfiles, written and compared
     server        a run behind an OpenAI-compatible address
     served        what is asked of a served model; a model of transformers that answers
     served_http   a model behind an address
     text_faults   vocabulary, chat template and end tokens
     trained       the trained model and its base, asked once for several artefacts
     verification  whether what is served is what was aligned
+    win_rates     win rates against the base, by a judge
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from preftune.deploy.server import serving
     from preftune.deploy.trained import Questions, Trained, questions_of
     from preftune.deploy.verification import Verification, verify
+    from preftune.deploy.win_rates import Judging
 
 _HOME = {
     name: module
@@ -44,12 +45,14 @@ _HOME = {
         "server": "serving",
         "trained": "Questions Trained questions_of",
         "verification": "Verification verify",
+        "win_rates": "Judging",
     }.items()
     for name in names.split()
 }
 
 __all__ = [
     "Exported",
+    "Judging",
     "Manifest",
     "Questions",
     "ServedEndpoint",

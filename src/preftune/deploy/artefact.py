@@ -73,26 +73,58 @@ def read_manifest(folder: Path) -> Manifest | None:
     known = {item.name: item.default for item in fields(Manifest)}
     manifest = Manifest(**{name: value for name, value in found.items() if name in known})
     texts = (getattr(manifest, item.name) for item in fields(Manifest) if item.type == "str")
-    if not all(isinstance(text, str) for text in texts) or not isinstance(manifest.files, dict):
+    lists = isinstance(manifest.files, dict), isinstance(manifest.ends, list)
+    hashes = manifest.files.values() if all(lists) else ()
+    if (
+        not all(lists)
+        or not all(isinstance(text, str) for text in (*texts, *hashes))
+        or not all(type(end) is int for end in manifest.ends)
+    ):
         raise ModelError(f"{file} has a value of a wrong type. Export the model again.")
     return manifest
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The names of files that are missing or differ from the manifest, README.md aside, which people may edit."""
+    """The names of files that are missing or differ from the manifest, README.md aside, which people may edit.
+
+    Raises: ModelError for a file outside the folder.
+    """
+    files = {name: own_file(folder, name) for name in sorted(manifest.files)}
     return [
         name
-        for name, digest in sorted(manifest.files.items())
-        if name != "README.md" and (not _inside(folder, name).is_file() or sha256_of(folder / name) != digest)
+        for name, file in files.items()
+        if name != "README.md" and (not file.is_file() or sha256_of(file) != manifest.files[name])
     ]
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a file that the manifest names. Raises: ModelError for one outside the folder."""
+def own_file(folder: Path, name: str) -> Path:
+    """The path of a file of a folder.
+
+    Raises: ModelError for one that is elsewhere, by its name or as a link; links of the hub's cache into its own store
+        are allowed.
+    """
+    root = folder.resolve()
+    store = [root.parent.parent / "blobs"] if root.parent.name == "snapshots" else []
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ModelError(f"{folder / MANIFEST} names a file outside the folder ({name!r}). Export the model again.")
+    if not any(path.resolve().is_relative_to(one) for one in (root, *store)):
+        raise ModelError(
+            f"{name!r} leads to a file outside the folder {folder}, which would be read or published with it. Replace "
+            "it by a copy, or export the model again."
+        )
     return path
+
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt")
+
+
+def check_links(folder: Path) -> None:
+    """Checks the files of a model that an artefact repeats; weights may be links.
+
+    Raises: ModelError for one that leads outside the folder.
+    """
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.suffix not in _WEIGHTS:
+            own_file(folder, file.name)
 
 
 def _files(folder: Path) -> Iterator[Path]:

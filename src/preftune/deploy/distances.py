@@ -69,6 +69,8 @@ class Figures:
     served_margin: float = 0.0
     agreement: float = 1.0
     """Share of pairs whose margin has the same sign under both."""
+    identical: float = 1.0
+    """Share of prompts with the same greedy answer, letter by letter."""
 
     def cost(self, form: str) -> str:
         """What the number format of the weights costs, as a sentence."""
@@ -156,6 +158,7 @@ def figures_of(
     answers: dict[str, Any] = {
         "prompts": len(run),
         "same_answers": float(np.mean(same)) if same else 1.0,
+        "identical": float(np.mean([own.text == other.text for own, other in zip(run, served, strict=True)] or [True])),
         "as_base": float(np.mean(like)) if like else 0.0,
         "apart": len(apart),
         "endless": endless,

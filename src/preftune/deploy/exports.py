@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from preftune.deploy.artefact import KINDS, Kind, Manifest
-from preftune.deploy.card import write_card
+from preftune.deploy.artefact import KINDS, Kind, Manifest, check_links
+from preftune.deploy.card import licence_of_data, licence_of_model, write_card
 from preftune.deploy.gguf import GgufFiles, check_type, require_converter
 from preftune.deploy.ollama import write_modelfile
 from preftune.errors import ModelError, RequestError, did_you_mean
@@ -22,16 +24,17 @@ from preftune.generation.generate import end_ids
 from preftune.generation.lazy_model import ModelSource
 from preftune.models import unquantised
 from preftune.models.attach import adapter_config, generation_config_of, locate_base
+from preftune.models.damage import free_folder, writing
 from preftune.models.load import load_model, load_tokenizer
 from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_transformers
+from preftune.storage.atomic import whole_folder
 from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
 from preftune.storage.trained_prompts import carry_trained_prompts
 
 _ADAPTER_FILES = (
-    "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "trained_prompts.npy",
-    "preftune_weights.json",
+    "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "preftune_weights.json",
 )  # fmt: skip
 
 
@@ -103,21 +106,22 @@ def export(
     for target in wanted:
         if target.form:
             require_converter(target.form)
+    check_links(Path(model).expanduser())
     source = Source(os.fspath(model), base_model, trust_remote_code)
     folder = Path(output).expanduser()
     for target in wanted:
         if target.kind == "adapter" and not source.is_adapter:
             raise ModelError(f"{source.name} is a whole model and has no adapter. Export it with --to merged.")
-        if (folder / target.folder).exists():
-            raise ModelError(f"{folder / target.folder} exists already. Choose another --output, or remove it.")
+        free_folder(folder / target.folder)
     done = []
     with source.gguf_files() as files:
         for target in wanted:
-            with _complete(folder / target.folder) as partial:
+            place = folder / target.folder
+            with writing(str(place), "Then export again."), whole_folder(place) as partial:
                 manifest, notes = _WRITERS[target.kind](source, target, partial, files, dtype)
-                write_card(partial, manifest, source.name, base=source.base_name)
+                write_card(partial, manifest, source.name, base=source.base_name, **source.licences)
                 manifest = manifest.write(partial)
-            done.append(Exported(folder / target.folder, manifest, notes))
+            done.append(Exported(place, manifest, notes))
             report(done[-1])
     return done
 
@@ -144,9 +148,20 @@ class Source:
 
     @property
     def base_name(self) -> str:
-        """The base by its hub id, or by the name of its folder: a card must not contain a path of this machine."""
+        """The base as a card shows it."""
         name = self.base.name if self.base else str((self.facts.get("model") or {}).get("name") or "")
-        return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
+        return _last_part(name)
+
+    @cached_property
+    def licences(self) -> dict[str, Any]:
+        """Of the base, and of the datasets that the run's command names."""
+        name = self.facts.get("model", {}).get("name")
+        base = self.base
+        if base is None and isinstance(name, str) and name:
+            with suppress(ModelError):  # the base is not on this machine any more
+                base = locate(name)
+        data = {_last_part(one): licence_of_data(one) for one in datasets_of(self.facts.get("command"))}
+        return {"licence": licence_of_model(base), "data": data}
 
     @contextmanager
     def gguf_files(self) -> Iterator[GgufFiles]:
@@ -201,11 +216,24 @@ class Source:
         )
 
 
+def _last_part(name: str) -> str:
+    """A hub id, or the name of a folder or file: a card must not contain a path of this machine."""
+    return name if name.count("/") == 1 and not Path(name).exists() else Path(name).name
+
+
+def datasets_of(command: Any) -> list[str]:
+    """The names that follow `--data` in a command, without the proportions of a mixture."""
+    given = [word for word in command if isinstance(word, str)] if isinstance(command, list) else []
+    words = [part for word in given for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    at = next((n for n, word in enumerate(words) if word in ("--data", "--dataset_name")), len(words))
+    named = takewhile(lambda word: not word.startswith("--"), words[at + 1 :])
+    return [re.sub(r":[\d.]+$", "", name) for name in named]
+
+
 def _merged(source: Source, target: Target, folder: Path, _: Any, dtype: str | None) -> Made:
     from preftune.models.precision import weights_dtype
     from preftune.reference.fingerprint import fingerprint
 
-    folder.rmdir()  # `merge` makes it
     model = source.save_whole(folder, dtype)
     form = str(weights_dtype(model)).removeprefix("torch.")
     config = getattr(model, "generation_config", None)
@@ -221,6 +249,7 @@ def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | 
     for name in _ADAPTER_FILES:
         if (file := Path(source.place.name, name)).is_file():
             shutil.copyfile(file, folder / name)
+    carry_trained_prompts(source.place.name, folder)
     if not (folder / "adapter_model.safetensors").is_file():
         raise ModelError(f"{source.name} has its weights in a pickle. Load it, and save it again as safetensors.")
     source.tokenizer.save_pretrained(folder)
@@ -245,20 +274,26 @@ def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | 
 
 
 def _gguf(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
-    files.write(folder / f"model-{target.form}.gguf", target.form)
-    config = generation_config_of(Location("folder", str(files.source(target.form))))
+    files.write(folder / _weights(target), target.form)
+    config = _generation_config(files, target)
     if config is not None:
         config.save_pretrained(folder)
     return source.manifest(target.kind, target.form, config), []
 
 
 def _ollama(source: Source, target: Target, folder: Path, files: GgufFiles, dtype: str | None) -> Made:
-    manifest, notes = _gguf(source, target, folder, files, dtype)
-    marks = [str(source.tokenizer.convert_ids_to_tokens(end)) for end in manifest.ends]
+    made = _gguf(source, target, folder, files, dtype)
     config = read_object(files.source(target.form) / "config.json")
-    positions = (config.get("text_config") or config).get("max_position_embeddings")
-    write_modelfile(folder, f"model-{target.form}.gguf", source.tokenizer, marks, positions)
-    return replace(manifest, kind="ollama"), notes
+    write_modelfile(folder, _weights(target), source.tokenizer, _generation_config(files, target), config)
+    return made
+
+
+def _weights(target: Target) -> str:
+    return f"model-{target.form}.gguf"
+
+
+def _generation_config(files: GgufFiles, target: Target) -> Any:
+    return generation_config_of(Location("folder", str(files.source(target.form))))
 
 
 _WRITERS: dict[Kind, Callable[[Source, Target, Path, Any, str | None], Made]] = {
@@ -267,22 +302,6 @@ _WRITERS: dict[Kind, Callable[[Source, Target, Path, Any, str | None], Made]] = 
     "gguf": _gguf,
     "ollama": _ollama,
 }
-
-
-@contextmanager
-def _complete(folder: Path) -> Iterator[Path]:
-    """A folder under a temporary name, which is renamed if the body succeeds and removed otherwise."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-        partial.mkdir()
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
-    try:
-        yield partial
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _dtype_of(folder: Path) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from preftune.deploy.artefact import Manifest
+from preftune.deploy.gguf import metadata
 from preftune.deploy.served import Served, ServedModel, gguf_of
 from preftune.storage.jsonl import read_object
 
@@ -36,6 +39,22 @@ def check_base(run: ServedModel, served: Served, manifest: Manifest | None) -> l
     return [f"{name} has other weights than the base of the training: another revision, or another model."]
 
 
+def check_gguf_ends(run: ServedModel, folder: Path) -> list[str]:
+    """Whether a GGUF file names an end token of the run as its own, which engines read; a sentence if not."""
+    file = gguf_of(folder)
+    if file is None:
+        return []
+    named = metadata(file, _EOS)
+    if named in run.ends():
+        return []
+    known = isinstance(named, int) and 0 <= named < len(run.tokenizer)
+    mark = run.tokenizer.convert_ids_to_tokens(named) if known else "unknown"
+    what = "no end token" if named is None else f"the end token {mark} ({named})"
+    marks = ", ".join(f"{run.tokenizer.convert_ids_to_tokens(end)} ({end})" for end in sorted(run.ends()))
+    return [f"{file.name} names {what} ({_EOS}), and the run ends answers with {marks}."]
+
+
+_EOS = "tokenizer.ggml.eos_token_id"
 _SAME = 0.99
 """Share of the numbers of a tensor that must be equal; another device or version rounds a few differently."""
 
@@ -53,7 +72,7 @@ class Weights(NamedTuple):
 
 def check_weights(run: ServedModel, served: Served) -> Weights | None:
     """Compares a whole model with the run's weights, merged and rounded as `merge` does or to nearest; None for an
-    adapter, a GGUF file or a server.
+    adapter, a GGUF file or a server. Two models are in memory at a time.
     """
     if not isinstance(served, ServedModel) or served.source.is_adapter:
         return None
@@ -64,26 +83,31 @@ def check_weights(run: ServedModel, served: Served) -> Weights | None:
     theirs: Any = load_model(served.name, **code)
     dtype = weights_dtype(theirs)
     form = str(dtype).removeprefix("torch.")
-    other = dict(theirs.named_parameters())
     if not run.source.is_adapter:
-        own = dict(load_model(run.name, dtype=dtype, **code).named_parameters())
-        differing = _differing(own, other)
-        return Weights(form, *differing[:1])
-    base_name = run.source.base_name
-    own = dict(merge(run.name, dtype=dtype, base_model=base_name, **code).named_parameters())
-    differing = _differing(own, other)
-    if differing:  # other tools round to nearest
-        exact = dict(merge(run.name, dtype="float32", base_model=base_name, **code).named_parameters())
-        differing = [name for name in differing if not _nearly(exact[name].to(dtype), other[name])]
+        return Weights(form, *_differing(load_model(run.name, dtype=dtype, **code), theirs)[:1])
+    merged = partial(merge, run.name, base_model=run.source.base_name, **code)
+    if not _differing(merged(dtype=dtype), theirs):
+        return Weights(form)
+    gc.collect()
+    exact = merged(dtype="float32")
+    differing = _differing(exact, theirs, dtype)  # other tools round to nearest
     if not differing:
         return Weights(form)
-    base = dict(load_model(base_name, dtype=dtype, **code).named_parameters())
-    foreign = [name for name in differing if name in base and _nearly(own[name], base[name])]
-    return Weights(form, differing[0], foreign[0] if foreign else "")
+    del theirs
+    gc.collect()
+    changed = {*_differing(exact, load_model(run.source.base_name, **code))}  # by the adapter
+    return Weights(form, differing[0], next((name for name in differing if name not in changed), ""))
 
 
-def _differing(own: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    return [name for name in own if name in other and not _nearly(own[name], other[name])]
+def _differing(own: Any, other: Any, dtype: Any = None) -> list[str]:
+    """The names of weights of both models that differ.
+
+    Args:
+        dtype: to which the own ones are rounded.
+    """
+    theirs = dict(other.named_parameters())
+    shared = [(name, weight) for name, weight in own.named_parameters() if name in theirs]
+    return [name for name, weight in shared if not _nearly(weight if dtype is None else weight.to(dtype), theirs[name])]
 
 
 def _nearly(one: Any, other: Any) -> bool:

@@ -1,11 +1,15 @@
-"""GGUF files, by llama.cpp's own converter and quantiser as packages ship them (extra `llama`)."""
+"""GGUF files, made by llama.cpp's own converter and quantiser and served by its server, as packages ship them (extra
+`llama`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import mmap
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -63,11 +67,16 @@ class GgufFiles:
 
         Raises: ModelError if the converter does not know the architecture or the tokenizer.
         """
-        folder = self.source(kind)
+        folder, float16 = self.source(kind), self._scratch / "float16.gguf"
+        if kind == "f16" and float16.exists():
+            shutil.copyfile(float16, file)
+            return
         if kind in CONVERTED:
             convert(folder, file, kind)
+            if kind == "f16":
+                with contextlib.suppress(OSError):  # another file system: it is made again if it is needed
+                    os.link(file, float16)
             return
-        float16 = self._scratch / "float16.gguf"
         if not float16.exists():
             convert(folder, float16, "f16")
         _quantise(float16, file, kind)
@@ -139,3 +148,94 @@ def _quiet_native() -> Iterator[None]:
         os.dup2(kept[1], 2)
         for number in (*kept, sink):
             os.close(number)
+
+
+_NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+_TEXT, _LIST, _HEADER = 8, 9, 24
+"""Types of GGUF metadata, and the bytes before the first."""
+
+
+def metadata(file: Path, wanted: str) -> str | float | None:
+    """A text or number of a GGUF file's metadata; None without it. (The reader of the package gguf makes an object of
+    every token first, which takes seconds.)
+
+    Raises: ModelError for a damaged file.
+    """
+
+    def number(at: int, kind: int) -> Any:
+        return struct.unpack_from(_NUMBERS[kind], data, at)[0]
+
+    def after(at: int, kind: int) -> int:
+        """Where the value that begins at `at` ends."""
+        if kind == _TEXT:
+            return at + 8 + int(number(at, 10))
+        if kind != _LIST:
+            return at + struct.calcsize(_NUMBERS[kind])
+        inner, count = number(at, 4), number(at + 4, 10)
+        at += 12
+        if inner != _TEXT:
+            return at + int(count) * struct.calcsize(_NUMBERS[inner])
+        for _ in range(count):
+            at = after(at, _TEXT)
+        return at
+
+    def text(at: int) -> str:
+        return data[at + 8 : after(at, _TEXT)].decode(errors="replace")
+
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            at = _HEADER
+            for _ in range(number(16, 10)):
+                name, at = text(at), after(at, _TEXT)
+                kind, at = number(at, 4), at + 4
+                if name == wanted and kind != _LIST:
+                    found: str | float = text(at) if kind == _TEXT else number(at, kind)
+                    return found
+                at = after(at, kind)
+    except (struct.error, KeyError, ValueError, OverflowError) as error:
+        raise ModelError(f"{file} is damaged, or no GGUF file. Copy it again, or export the model again.") from error
+    return None
+
+
+HOST = "127.0.0.1"
+
+
+class LlamaServer:
+    """A running server; `address` is its root. The chat template of the file is run by llama.cpp's own Jinja."""
+
+    def __init__(
+        self, file: Path, *, context: int = 4096, name: str = "", host: str = HOST, port: int = 0, threads: int = 0
+    ) -> None:
+        """
+        Args:
+            context: tokens of prompt and answer together.
+            name: the model's name for clients; default: the file's.
+            port: 0 for a free one.
+            threads: 0 for OMP_NUM_THREADS, or without it the number of cores.
+        Raises: ModelError if the package is missing, or the file cannot be loaded.
+        """
+        require_package("xllamacpp", extra="llama", purpose=f"Serving {file.name}")
+        import xllamacpp
+
+        settings: Any = xllamacpp.CommonParams()
+        settings.model.path = str(file)
+        settings.n_ctx, settings.n_parallel, settings.use_jinja = context, 1, True
+        settings.verbosity, settings.port, settings.ui = -1, port, False
+        settings.hostnames = [host]
+        settings.model_alias = {name or file.stem}
+        if threads or (threads := _given_threads()):
+            settings.cpuparams.n_threads = threads
+        try:
+            self._server: Any = xllamacpp.Server(settings)
+            self.address = str(self._server.listening_address)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(f"llama.cpp cannot load {file.name}: {error}. Export the model again.") from error
+
+    def close(self) -> None:
+        self._server = None
+
+
+def _given_threads() -> int:
+    """OMP_NUM_THREADS, which llama.cpp does not read: its threads wait for each other by spinning."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() else 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from pathlib import Path
 from typing import Any
 
-from preftune.deploy.artefact import MANIFEST, Manifest, damaged_files, read_manifest
+from preftune.deploy.artefact import MANIFEST, Manifest, damaged_files, own_file, read_manifest
 from preftune.deploy.card import licence_of, set_licence
 from preftune.errors import ModelError, RequestError
 from preftune.log import printable
@@ -48,7 +49,7 @@ def push(folder: str | os.PathLike[str], repository: str, *, public: bool = Fals
         done = api.upload_folder(
             repo_id=repository,
             folder_path=str(place),
-            allow_patterns=[*manifest.files, MANIFEST],
+            allow_patterns=[glob.escape(name) for name in (*manifest.files, MANIFEST)],
             commit_message=f"{manifest.kind} ({manifest.form}) by preftune {manifest.preftune}",
         )
     except Exception as error:  # the client raises errors of several libraries
@@ -57,12 +58,14 @@ def push(folder: str | os.PathLike[str], repository: str, *, public: bool = Fals
             f"The hub did not take {repository}: {said} Check the name, and log in with `hf auth login` with a token "
             "that may write."
         ) from None
-    return str(getattr(done, "commit_url", repository))
+    return printable(str(getattr(done, "commit_url", repository)))
 
 
 def _check_licence(folder: Path, manifest: Manifest, licence: str | None, public: bool) -> Manifest:
     """Writes the licence into the card, if one is given; returns the manifest with the card's hash as it is now."""
-    card = folder / "README.md"
+    card = own_file(folder, "README.md")
+    if not card.is_file():
+        raise RequestError(f"{folder} has no README.md, the card of the model. Export again, and push that.")
     if licence is not None:
         if not re.fullmatch(r"[\w.-]+", licence):
             raise RequestError(f"--license {licence!r} is no name of a licence. Give one such as apache-2.0.")

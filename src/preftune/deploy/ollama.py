@@ -1,4 +1,4 @@
-"""Ollama's Modelfile: the chat template in Go's language, the tokens that end an answer, and the context length.
+"""Ollama's Modelfile: weights, template, end tokens, context length and sampling settings, written and compared.
 
 Ollama does not run Jinja. A chat template is expressed as the texts around every turn, which are found by rendering
 conversations, and are refused if they do not render the same conversations again.
@@ -7,39 +7,145 @@ conversations, and are refused if they do not render the same conversations agai
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftune.data.chat.end_marks import EndMarks
+from preftune.data.chat.end_marks import EndMarks, closing_token
 from preftune.data.chat.tool_calls import apply_template
+from preftune.deploy.served import ServedModel, gguf_of
+from preftune.deploy.text_faults import Fault
 from preftune.errors import ModelError
+from preftune.generation.generate import end_ids
 from preftune.storage.atomic import write_whole
 from preftune.types import Message
 
+NAME = "Modelfile"
 CONTEXT = 8192
 """Upper bound of `num_ctx`. Ollama's own default cuts long prompts without a message."""
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}
+"""Ollama's names of the settings of a generation config."""
+_LONGEST = 200_000
+_INSTRUCTION = re.compile(r'^[ \t]*([A-Za-z]+)[ \t]+(?:"""((?s:.*?))"""|([^\n]*))[ \t]*$', re.M)
 
 
-def write_modelfile(folder: Path, weights: str, tokenizer: Any, ends: Sequence[str], positions: int | None) -> None:
-    """Writes the Modelfile of the GGUF file `weights`, which is in the same folder.
+def modelfile(weights: str, tokenizer: Any, generation_config: Any, config: Mapping[str, Any]) -> str:
+    """The text of a Modelfile.
 
     Args:
-        ends: the texts of the tokens that end an answer.
-        positions: the longest sequence of the model; None if it has no limit.
+        weights: the name of the GGUF file, which is in the same folder.
+        generation_config: of transformers; None if there is none.
+        config: the model's own.
     Raises: ModelError for a template that cannot be expressed.
     """
     template = go_template(derive_affixes(tokenizer))
     if '"""' in template:
         raise ModelError('The chat template contains """, which a Modelfile cannot hold. Export with --to gguf.')
+    closing = closing_token(tokenizer)
+    ends = sorted({*end_ids(generation_config, tokenizer), *([] if closing is None else [closing])})
+    marks = [str(tokenizer.convert_ids_to_tokens(end)) for end in ends]
+    inner = config.get("text_config") or config
+    positions = inner.get("max_position_embeddings") or inner.get("n_positions") or CONTEXT
+    settings = {"num_ctx": min(positions, CONTEXT), **_sampling(generation_config)}
     lines = [
         f"FROM ./{weights}",
         f'TEMPLATE """{template}"""',
-        *(f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in ends),
-        f"PARAMETER num_ctx {min(positions or CONTEXT, CONTEXT)}",
+        *(f"PARAMETER stop {json.dumps(mark, ensure_ascii=False)}" for mark in marks),
+        *(f"PARAMETER {name} {value:g}" for name, value in settings.items()),
     ]
-    write_whole(folder / "Modelfile", ("\n".join(lines) + "\n").encode())
+    return "\n".join(lines) + "\n"
+
+
+def write_modelfile(folder: Path, *what: Any) -> None:
+    """Writes the Modelfile of a folder; see `modelfile`."""
+    write_whole(folder / NAME, modelfile(*what).encode())
+
+
+def _sampling(config: Any) -> dict[str, float]:
+    """The sampling settings of a generation config. Without a value, Ollama penalises repetitions."""
+    found = {theirs: getattr(config, ours, None) for ours, theirs in _SAMPLING.items()}
+    if getattr(config, "do_sample", None) is False:
+        found["temperature"] = 0.0
+    return {"repeat_penalty": 1.0} | {name: value for name, value in found.items() if value is not None}
+
+
+def faults_of_modelfile(run: ServedModel, folder: Path) -> list[Fault]:
+    """Compares the Modelfile of a folder with a GGUF file, if it has one, with what the run demands."""
+    file = folder / NAME
+    weights = gguf_of(folder) if file.is_file() else None
+    if weights is None:
+        return []
+    if file.stat().st_size > _LONGEST:
+        return [Fault("files", f"the Modelfile has {file.stat().st_size:,} bytes, which none needs.")]
+    model: Any = run.source.model
+    config = (model.get_base_model() if hasattr(model, "get_base_model") else model).config.to_dict()
+    wanted = _read(modelfile(weights.name, run.tokenizer, run.source.generation_config, config))
+    return list(_faults(_read(file.read_text(encoding="utf-8", errors="replace")), wanted, weights))
+
+
+def _read(text: str) -> dict[str, list[str]]:
+    """The values of every instruction; a parameter is the instruction `PARAMETER NAME`."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for name, block, line in _INSTRUCTION.findall(text):
+        key, value = name.upper(), block or _unquoted(line.strip())
+        if key == "PARAMETER":
+            what, _, value = value.partition(" ")
+            key, value = f"PARAMETER {what.lower()}", _unquoted(value.strip())
+        found[key].append(value)
+    return found
+
+
+def _unquoted(text: str) -> str:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, str) else text
+
+
+def _faults(found: Mapping[str, Sequence[str]], wanted: Mapping[str, Sequence[str]], file: Path) -> Iterator[Fault]:
+    own = found.get("FROM", [""])[-1]
+    if (file.parent / own).resolve() != file.resolve():
+        yield Fault("files", f"the Modelfile takes its weights from {own!r}, not from ./{file.name}.")
+    if found.get("TEMPLATE", [])[-1:] != wanted["TEMPLATE"]:
+        yield Fault("template", "the Modelfile's TEMPLATE does not render what the run's chat template renders.")
+    if added := [name for name in ("SYSTEM", "MESSAGE") if name in found]:
+        yield Fault("template", f"the Modelfile adds turns that the run does not have ({', '.join(added)}).")
+    if "ADAPTER" in found:
+        yield Fault("weights", f"the Modelfile adds an adapter to the weights ({found['ADAPTER'][-1]!r}).")
+    stops, ends = set(found.get(_STOP, [])), set(wanted[_STOP])
+    if stops != ends:
+        said = [f"{word} {', '.join(map(repr, sorted(some)))}" for word, some in _differences(stops, ends) if some]
+        yield Fault("end token", f"the Modelfile {' and '.join(said)} as a stop token.")
+    names = {name for name in {*found, *wanted} if name.startswith("PARAMETER ") and name != _STOP}
+    for name in sorted(names):
+        one, other = (" ".join(values.get(name, [])[-1:]) for values in (found, wanted))
+        if one != other and not _equal(one, other):
+            what = name.removeprefix("PARAMETER ")
+            yield Fault("generation", f"the Modelfile's {what} is {one or 'not set'}, and the run's {other or 'not'}.")
+
+
+_STOP = "PARAMETER stop"
+
+
+def _differences(stops: set[str], ends: set[str]) -> list[tuple[str, set[str]]]:
+    return [("does not name", ends - stops), ("adds", stops - ends)]
+
+
+def _equal(one: str, other: str) -> bool:
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def go_template(affixes: Affixes) -> str:

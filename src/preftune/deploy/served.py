@@ -33,6 +33,9 @@ class Served(Protocol):
     def prompt_ids(self, prompts: Sequence[Text]) -> list[list[int]] | None:
         """The token ids of prompts, rendered up to the beginning of the answer."""
 
+    def ending(self, tokens: Sequence[int]) -> list[int] | None:
+        """Those of the token ids at which an answer ends."""
+
     def scores(self, groups: Sequence[TokenizedGroup]) -> Scores | None:
         """Scores of groups of one prompt and two completions."""
 
@@ -69,10 +72,11 @@ class ServedModel:
     def ends(self) -> frozenset[int]:
         return frozenset(end_ids(self.source.generation_config, self.tokenizer))
 
-    def ends_of_config(self) -> frozenset[int]:
-        """The end tokens of the generation config alone: those that other servers use."""
-        ends = getattr(self.source.generation_config, "eos_token_id", None)
-        return frozenset([] if ends is None else ends if isinstance(ends, list | tuple) else [ends])
+    def ending(self, tokens: Sequence[int]) -> list[int]:
+        """Those that the generation config alone names: other servers use no others."""
+        named = getattr(self.source.generation_config, "eos_token_id", None)
+        ends = named if isinstance(named, list | tuple) else [named]
+        return [token for token in tokens if token in ends]
 
     def scores(self, groups: Sequence[TokenizedGroup]) -> Scores:
         from preftune.evaluation.two_models.pair_logps import LogpScorer

@@ -54,13 +54,31 @@ class ServedEndpoint:
             ]
         return None
 
+    def ending(self, tokens: Sequence[int]) -> list[int] | None:
+        """Each token is forced twice: an answer that ends at it has one."""
+        if self.engine != "llama.cpp":
+            return None
+        found = []
+        for token in tokens:
+            reply = self._forced(self._llama_ids("Hello"), token, n_predict=2)
+            if "stop_type" not in reply:
+                return None
+            found += [token] if reply["stop_type"] == "eos" else []
+        return found
+
     def scores(self, groups: Sequence[TokenizedGroup]) -> Scores | None:
         score = {"llama.cpp": self._llama_score, "vllm": self._vllm_score}.get(self.engine)
         if score is None:
             return None
         found = []
         for group in groups:
-            one, two = score(group, 0), score(group, 1)
+            try:
+                one, two = score(group, 0), score(group, 1)
+            except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:
+                raise EndpointError(
+                    f"{self.name} reports log-probabilities in a form that cannot be read ({type(error).__name__}). "
+                    "Check that nothing between changes its replies."
+                ) from error
             if one is None or two is None:
                 return None
             found.append((one, two))
@@ -96,20 +114,18 @@ class ServedEndpoint:
         """One request per token, which is forced; the server keeps the prompt in its cache."""
         ids, total = list(group.prompt_ids), 0.0
         for token in group.completions[side]:
-            request = {
-                "prompt": ids,
-                "n_predict": 1,
-                "temperature": 0,
-                "n_probs": 1,
-                "cache_prompt": True,
-                "logit_bias": [[int(token), _FORCE]],
-            }
-            found = (self.endpoint.post("completion", request) or {}).get("completion_probabilities") or [{}]
+            reply = self._forced(ids, token, n_predict=1, n_probs=1, cache_prompt=True)
+            found = reply.get("completion_probabilities") or [{}]
             if found[0].get("id") != token or "logprob" not in found[0]:
                 return None
             total += float(found[0]["logprob"])
             ids.append(int(token))
         return total
+
+    def _forced(self, ids: Sequence[int], token: int, **options: Any) -> dict[str, Any]:
+        """The reply to a prompt after which llama.cpp can only write one token."""
+        request = {"prompt": list(ids), "temperature": 0, "logit_bias": [[int(token), _FORCE]], **options}
+        return self.endpoint.post("completion", request) or {}
 
     def _vllm_score(self, group: TokenizedGroup, side: int) -> float | None:
         ids = [*group.prompt_ids, *group.completions[side]]
@@ -126,6 +142,9 @@ _HELLO = [{"role": "user", "content": "Hello"}]
 
 def _ids(reply: Mapping[str, Any] | None) -> list[int]:
     tokens = (reply or {}).get("tokens")
-    if not isinstance(tokens, list):
+    if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < _MOST_TOKENS for token in tokens):
         raise EndpointError("The server reports token ids for some texts only. Check its log, and verify again.")
-    return [int(token) for token in tokens]
+    return tokens
+
+
+_MOST_TOKENS = 1 << 31

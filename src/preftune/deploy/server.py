@@ -77,7 +77,7 @@ def serving(
             raise RequestError("--base has no effect on a GGUF file, which is served alone. Leave it out.")
         if file is None:
             raise RequestError(f"llama.cpp serves GGUF files. Make one with: preftune export {model} --to gguf:q8_0")
-        from preftune.deploy.llama_server import LlamaServer
+        from preftune.deploy.gguf import LlamaServer
 
         server = LlamaServer(file, name=ALIGNED, host=host, port=port)
         try:

@@ -21,6 +21,7 @@ Stage: TypeAlias = Literal[
     "weights",
     "precision",
     "generation",
+    "win rate",
 ]
 TEXTS = (
     "The quick brown fox jumps over the lazy dog: 12.5 metres?",
@@ -80,12 +81,12 @@ def _faults_of_template(tokenizer: Any, own: list[list[int]], rendered: list[lis
 
 
 def _faults_of_ends(run: ServedModel, served: Served, manifest: Manifest | None) -> list[Fault]:
-    """A folder of transformers must name, in its generation config, every token that ends an answer of the run."""
-    if not isinstance(served, ServedModel):
-        return []
-    wanted = run.ends() if manifest is None else frozenset(manifest.ends) | run.ends()
-    missing = sorted(wanted - served.ends_of_config())
-    if not missing:
+    """The tokens that end an answer of the run, at which the served model, or another server of its folder, goes on."""
+    wanted = sorted(run.ends() if manifest is None else frozenset(manifest.ends) | run.ends())
+    known = served.ending(wanted)
+    if known is None or not (missing := [end for end in wanted if end not in known]):
         return []
     marks = ", ".join(str(run.tokenizer.convert_ids_to_tokens(end)) for end in missing)
-    return [Fault("end token", f"generation_config.json does not name {marks} ({missing}): answers may not end.")]
+    if isinstance(served, ServedModel):
+        return [Fault("end token", f"generation_config.json does not name {marks} ({missing}): answers may not end.")]
+    return [Fault("end token", f"the server goes on after {marks} ({missing}). Give it as `stop` in every request.")]

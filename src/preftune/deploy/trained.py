@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,8 @@ class Questions:
     pairs: list[PreferencePair]
     """The same prompts with two answers; empty: the answers of the trained model and of its base are the pairs."""
     max_new_tokens: int = 64
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Per prompt the columns that a judge may read (`key_fact`); empty: there are none."""
 
 
 def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64, **reading: Any) -> Questions:
@@ -32,6 +34,7 @@ def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64,
     """
     from preftune.data import load_pairs
     from preftune.generation.own_prompts import own_prompts
+    from preftune.generation.prompts import KEYS
 
     if limit < 1:
         raise RequestError(f"--limit {limit}: give at least 1 prompt.")
@@ -40,7 +43,9 @@ def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64,
     rows = load_pairs(data, **reading)
     count = min(limit, len(rows))
     pairs = [rows[index * len(rows) // count] for index in range(count)]
-    return Questions([pair.prompt for pair in pairs], pairs, max_new_tokens)
+    raw = [rows.raw[pair.row] for pair in pairs]
+    columns = [{name: row[name] for name in KEYS if row.get(name) is not None} for row in raw]
+    return Questions([pair.prompt for pair in pairs], pairs, max_new_tokens, columns)
 
 
 @dataclass(frozen=True, slots=True)

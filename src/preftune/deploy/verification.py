@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from preftune.amounts import counted
 from preftune.deploy.artefact import Manifest, damaged_files, read_manifest
 from preftune.deploy.distances import Figures, Scored, figures_of
-from preftune.deploy.files import check_base, check_head, check_weights
+from preftune.deploy.files import check_base, check_gguf_ends, check_head, check_weights
+from preftune.deploy.ollama import faults_of_modelfile
 from preftune.deploy.served import Served, ServedModel, gguf_of
 from preftune.deploy.text_faults import Fault, Stage, faults_of_text
 from preftune.deploy.trained import Questions, Trained
+from preftune.deploy.win_rates import Judging, WinRates, win_rates
+from preftune.generation.protocol import Kept
 from preftune.storage.run_directory import run_facts
 
 
@@ -29,6 +32,8 @@ class Verification:
     """None if the served model shows neither scores nor answers that could be compared."""
     notes: list[str] = field(default_factory=list)
     """What could not be compared, and what differs without being a fault, in sentences."""
+    win_rates: WinRates | None = None
+    """None without a judge, or where the answers were not compared."""
     form: str = ""
     """The number format of the weights where it rounds and they are known to be the run's; otherwise empty."""
 
@@ -49,6 +54,10 @@ class Verification:
         cost = self.figures.cost(self.form)
         return f"{cost} Export with --dtype float16 to keep it." if "in bfloat16" in cost else cost
 
+    def to_dict(self) -> dict[str, Any]:
+        """The record: whether it holds, the verdict, and all figures."""
+        return {"holds": self.holds, "verdict": self.verdict(), **asdict(self)}
+
 
 def verify(
     artefact: str | os.PathLike[str] | Served,
@@ -56,6 +65,7 @@ def verify(
     questions: Questions | None = None,
     *,
     form: str = "",
+    judging: Judging | None = None,
     progress: Callable[[str], None] = lambda what: None,
     **options: Any,
 ) -> Verification:
@@ -67,11 +77,14 @@ def verify(
             answers once for several artefacts.
         questions: default: preftune's own prompts.
         form: number format of a model that is served already, if it is coarser than float16; of files it is known.
+        judging: a judge, for the win rates against the base; it is asked when all models are released.
         progress: called with what is done next.
         options: of `Trained`.
     Raises: ModelError if the artefact or the run cannot be loaded.
     """
     trained = against if isinstance(against, Trained) else Trained(os.fspath(against), questions, **options)
+    if judging is not None:
+        judging.check(trained.questions.rows)
     folder = None if isinstance(artefact, Served) else Path(artefact).expanduser()
     manifest = None if folder is None else read_manifest(folder)
     found = Verification(str(getattr(artefact, "name", artefact)))
@@ -89,13 +102,19 @@ def verify(
         proven = False
         if folder is not None:
             found.faults += [Fault("head", fault) for fault in check_head(trained.run, folder)]
+            found.faults += [Fault("end token", fault) for fault in check_gguf_ends(trained.run, folder)]
+            found.faults += faults_of_modelfile(trained.run, folder)
             found.faults += [Fault("base", fault) for fault in check_base(trained.run, served, manifest)]
             trained.run.close()
             proven = _check_weights(trained.run, served, found)
-        found.figures = _compare(trained, served, progress, found.notes)
+        found.figures, answers = _compare(trained, served, progress, found.notes)
     known = {fault.stage for fault in found.faults}
     shown = (Fault(stage, sentence) for stage, sentence in found.figures.faults(found.form, proven=proven))
     found.faults += [fault for fault in shown if fault.stage not in known]
+    if judging is not None:
+        progress("verdicts of the judge")
+        found.win_rates = win_rates(trained, served, answers, judging)
+        found.faults += [Fault("win rate", lost)] if (lost := found.win_rates.lost()) else []
     found.faults.sort(key=lambda fault: _STAGES.index(fault.stage))  # the cause first: it also changes the answers
     return found
 
@@ -148,7 +167,7 @@ def _opened(artefact: Any, trained: Trained) -> Iterator[Served]:
             return
         file = gguf_of(artefact)
         if file is not None:
-            from preftune.deploy.llama_server import LlamaServer
+            from preftune.deploy.gguf import LlamaServer
             from preftune.deploy.served_http import ServedEndpoint
             from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName
 
@@ -162,8 +181,12 @@ def _opened(artefact: Any, trained: Trained) -> Iterator[Served]:
         yield served
 
 
-def _compare(trained: Trained, served: Served, progress: Callable[[str], None], notes: list[str]) -> Figures:
-    """Scores and greedy answers of all three. Models of transformers are loaded one after the other."""
+def _compare(
+    trained: Trained, served: Served, progress: Callable[[str], None], notes: list[str]
+) -> tuple[Figures, list[Kept]]:
+    """Scores and greedy answers of all three, and the served answers. Models of transformers are loaded one after the
+    other.
+    """
     progress("answers and scores of the trained model and its base")
     own = trained.answers
     progress("answers and scores of what is served")
@@ -179,4 +202,4 @@ def _compare(trained: Trained, served: Served, progress: Callable[[str], None], 
     found = figures_of(scored, own.run, own.base, answers, gaps)
     if found.unscored:
         notes.append(f"{counted(found.unscored, 'pair')} left out: longer than the model's positions.")
-    return found
+    return found, answers

@@ -18,6 +18,7 @@ generation; training renders rows in `data/tokens/encode.py`. Both apply the cha
     seeded_sampling  random numbers that depend on the row, not on the batch; mixtures of two models
     shared_prompts   prompts of several rows, computed once
     settings         sampling settings and requests to endpoints
+    spread           answers from the workers of a cluster
     thoughts         reasoning separated from the answer
     vllm_backend     answers from vLLM (experimental: not tested on a GPU here)
 """
@@ -35,6 +36,7 @@ __all__ = [
     "protocol",
     "seeded_sampling",
     "settings",
+    "spread",
     "thoughts",
     "vllm_backend",
 ]

@@ -51,6 +51,9 @@ class TwoSides:
             other.release()
         asked.answer(prompts, rows, take)
 
+    def release(self) -> None:
+        """Ends what both sides share."""
+
     def settings(self) -> dict[str, Any]:
         """Identity of the model; together with the sampling settings it determines which answers may be reused."""
         return {side: dict(answerer.identity()) for side, answerer in self.sides.items()}
@@ -175,6 +178,17 @@ class ModelAnswerer(OfSource):
                 )
                 for number, answer in zip(numbers, answers, strict=True):
                     take(number, answer)
+
+    def batches_of(self, prompts: Sequence[Text], rows: Rows) -> list[list[int]]:
+        """The numbers of the prompts in each of its batches, without loading the model."""
+        from preftune.generation.encode_prompts import encode_prompts
+
+        if self._raw:
+            token_ids = encode_prompts(self.tokenizer(), prompts, [template_of(row) for row in rows])
+            lengths = [len(ids) for ids in token_ids]
+        else:
+            lengths = [letters_of(prompt) for prompt in prompts]
+        return [numbers for _, numbers in batches(lengths, rows, self.settings, self._batch_size)]
 
     def _token_ids(self, prompts: Sequence[Text], rows: Rows) -> list[list[int]]:
         """The prompts' token ids; a prompt that does not fit is reported before any work, by the row's id."""

@@ -6,7 +6,7 @@ that the model reads exactly the same input as with transformers."""
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -147,7 +147,7 @@ class VllmAnswerer(OfSource):
 
             adapter = LoRARequest("aligned", 1, _folder(self.source))
         ends = end_ids(self.source.generation_config, tokenizer)
-        for settings, numbers in batches([letters_of(prompt) for prompt in prompts], rows, self.settings, _AT_ONCE):
+        for settings, numbers in self._batches(prompts, rows):
             token_ids = encode_prompts(
                 tokenizer, [prompts[n] for n in numbers], [template_of(rows[n]) for n in numbers]
             )
@@ -158,6 +158,13 @@ class VllmAnswerer(OfSource):
             outputs = self.engine.generate(token_ids, params, adapter)
             for number, ids, output in zip(numbers, token_ids, outputs, strict=True):
                 take(number, _completion(output.outputs[0], ids, tokenizer, ends))
+
+    def batches_of(self, prompts: Sequence[Text], rows: Rows) -> list[list[int]]:
+        """The numbers of the prompts that are passed to vLLM together."""
+        return [numbers for _, numbers in self._batches(prompts, rows)]
+
+    def _batches(self, prompts: Sequence[Text], rows: Rows) -> Iterator[tuple[SamplingSettings, list[int]]]:
+        return batches([letters_of(prompt) for prompt in prompts], rows, self.settings, _AT_ONCE)
 
 
 def _params(settings: SamplingSettings, ends: Sequence[int]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ judge with a prefix of its own (`openai:`) is also a branch of `registry.open_ju
     reward_model        a reward model as scorer
     reward_model_input  prompt and answer as the tokens that a reward model was trained on
     rules               key facts and length
+    spread              judges on the workers of a cluster
     text_matching       whether a text contains a fact
     user_rules          Python functions of the user
 """
@@ -35,6 +36,7 @@ __all__ = [
     "reward_model",
     "reward_model_input",
     "rules",
+    "spread",
     "text_matching",
     "user_rules",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from preftune.amounts import counted
 from preftune.errors import ModelError, RequestError
@@ -72,8 +72,8 @@ class Asker(ABC):
     cache_key: str
     """Which model this is, for the address of its replies."""
 
-    def __init__(self, cache: VerdictCache) -> None:
-        self._cache = cache
+    def __init__(self, cache: VerdictCache | None) -> None:
+        self._cache: Any = cache
 
     @abstractmethod
     def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool, logprobs: bool) -> None:
@@ -248,9 +248,10 @@ class EndpointAsker(Asker):
 class LocalAsker(Asker):
     """A chat model of transformers on this machine, asked in batches, always taking the likeliest token."""
 
-    def __init__(self, source: ModelSource, cache: VerdictCache, *, batch_size: int = 8) -> None:
+    def __init__(self, source: ModelSource, cache: VerdictCache | None, *, batch_size: int = 8) -> None:
         """
         Args:
+            cache: None on a worker, whose caller keeps the replies.
             source: loaded when the first question needs it, and not for replies that are known.
         """
         if batch_size < 1:
@@ -269,9 +270,17 @@ class LocalAsker(Asker):
             for key, prompt in zip(keys, prompts, strict=True):
                 take(key, with_logprobs(self._first_token(prompt)))
             return
-        settings = SamplingSettings(max_new_tokens=max_tokens, temperature=0.0)
-        model = ModelAnswerer(self._source, settings, batch_size=self._batch_size)
+        model = self._answerer(max_tokens)
         model.answer(prompts, [{}] * len(keys), lambda number, answer: take(keys[number], answer.text))
+
+    def _answerer(self, max_tokens: int) -> ModelAnswerer:
+        settings = SamplingSettings(max_new_tokens=max_tokens, temperature=0.0)
+        return ModelAnswerer(self._source, settings, batch_size=self._batch_size)
+
+    def batches_of(self, questions: Sequence[Conversation]) -> list[list[int]]:
+        """The numbers of the questions that are asked together, without loading the model."""
+        prompts = [self._as_taken(messages) for messages in questions]
+        return self._answerer(1).batches_of(prompts, [{}] * len(prompts))
 
     def _first_token(self, prompt: Text) -> dict[str, float]:
         """Log-probabilities of the likeliest first tokens of the reply."""

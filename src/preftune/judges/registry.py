@@ -13,6 +13,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from preftune.generation.endpoint.client import Conduct, Endpoint
     from preftune.judges.cache import VerdictCache
     from preftune.judges.llm_client import Asker
+    from preftune.workers import Pool, Team
+    from preftune.workers.team import Build
 
 RULES: Mapping[str, Callable[[], Judge]] = {
     "exact": ExactJudge,
@@ -79,6 +82,8 @@ class JudgeOptions:
     """Both for endpoints."""
     model: dict[str, Any] = field(default_factory=dict)
     """For a model on this machine: `dtype`, `trust_remote_code`, `load_in_4bit`."""
+    pool: Pool | None = None
+    """The cluster whose workers do the work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +119,17 @@ def open_judge(spec: str, opened: ExitStack, options: JudgeOptions | None = None
         return _chat_judge(spec, opened, cache, options)
     scorer: Any
     if kind == "reward":
-        scorer = _reward_scorer(spec.partition(":")[2], cache, options)
+        scorer = _reward_scorer(spec.partition(":")[2], opened, cache, options)
         return OpenedJudge(ScoreJudge(scorer, tie_within=options.tie_within), scorer=scorer)
     rule, scores = adapted(load_judge(spec))
-    if getattr(rule, "cache_key", None) is not None and not (hasattr(rule, "score_all") or hasattr(rule, "judge_all")):
+    if options.pool is not None:
+        from preftune.judges.spread.rules import calling
+
+        team = _team(opened, options.pool, partial(calling, partial(_adapted_rule, spec)), gpu=False)
+        rule = _spread_rule(rule, scores, team, cache)
+    elif getattr(rule, "cache_key", None) is not None and not (
+        hasattr(rule, "score_all") or hasattr(rule, "judge_all")
+    ):
         rule = RememberedRule(rule, cache)
     if scores:
         return OpenedJudge(ScoreJudge(rule, tie_within=options.tie_within), scorer=rule)
@@ -138,11 +150,33 @@ def reward_models(name: str) -> list[str]:
     return [name] if Path(name).expanduser().exists() else [part for part in name.split(",") if part]
 
 
-def _reward_scorer(name: str, cache: VerdictCache, options: JudgeOptions) -> Any:
+def _adapted_rule(spec: str) -> tuple[Any, bool]:
+    return adapted(load_judge(spec))
+
+
+def _team(opened: ExitStack, pool: Pool, build: Build, *, gpu: bool) -> Team:
+    team = pool.team(build, gpu=gpu)
+    opened.callback(team.close)
+    return team
+
+
+def _spread_rule(rule: Any, scores: bool, team: Team, cache: VerdictCache) -> Any:
+    from preftune.judges.spread.rules import SpreadJudge, SpreadScorer
+
+    return (SpreadScorer if scores else SpreadJudge)(rule, team, cache)
+
+
+def _reward_scorer(name: str, opened: ExitStack, cache: VerdictCache, options: JudgeOptions) -> Any:
     from preftune.judges.reward_model import open_reward_model
 
-    size = _or(options.batch_size, 16)
-    members = [open_reward_model(one, cache=cache, batch_size=size, **options.model) for one in reward_models(name)]
+    more: dict[str, Any] = {"batch_size": _or(options.batch_size, 16), **options.model}
+    make: Callable[..., Any] = partial(open_reward_model, cache=cache, **more)
+    if options.pool is not None:
+        from preftune.judges.spread.reward import rating, spread_reward_model
+
+        team = _team(opened, options.pool, partial(rating, more), gpu=True)  # each worker holds all of an ensemble
+        make = partial(spread_reward_model, team=team, cache=cache, **more)
+    members = [make(one) for one in reward_models(name)]
     if len(members) == 1:
         return members[0]
     from preftune.judges.ensemble import EnsembleScorer
@@ -157,13 +191,19 @@ def _chat_judge(spec: str, opened: ExitStack, cache: VerdictCache, options: Judg
     from preftune.judges.pairwise_llm import CRITERIA, ChatJudge
 
     endpoint = None
+    asker: Asker
     if spec.startswith(PREFIX):
         name = EndpointName.parse(spec)
         endpoint = opened.enter_context(Endpoint(name, conduct=options.conduct, budget=options.budget))
-        asker: Asker = EndpointAsker(endpoint, cache)
+        asker = EndpointAsker(endpoint, cache)
     else:
-        source = ModelSource(spec.partition(":")[2], **options.model)
-        asker = LocalAsker(source, cache, batch_size=_or(options.batch_size, 8))
+        source, size = ModelSource(spec.partition(":")[2], **options.model), _or(options.batch_size, 8)
+        asker = LocalAsker(source, cache, batch_size=size)
+        if options.pool is not None:
+            from preftune.judges.spread.chat import SpreadAsker, replying
+
+            build = partial(replying, source.name, options.model, size)
+            asker = SpreadAsker(asker, cache, _team(opened, options.pool, build, gpu=True))
     judge = ChatJudge(asker, criteria=options.criteria or CRITERIA, max_tokens=options.max_tokens)
     return OpenedJudge(judge, asker=asker, endpoint=endpoint)
 

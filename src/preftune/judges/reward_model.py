@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from preftune.amounts import counted
@@ -100,16 +100,29 @@ class RewardModel:
         if missing:  # where every score is known, the model is not needed
             self._check_fit([encoded["input_ids"] for encoded in missing.values()])
         order = sorted(missing, key=lambda key: -len(missing[key]["input_ids"]))
-        size = 1 if order and _sees_padding(self._model) else self._batch_size
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            scores = dict(zip(part, self._score([missing[key] for key in part]), strict=True))
+        size = 1 if order and self._one_by_one() else self._batch_size
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        for place, values in self._scored([[missing[key] for key in part] for part in parts]):
+            scores = dict(zip(parts[place], values, strict=True))
             if self._cache is not None:
                 self._cache.put(scores, judge=self.name)
             found.update(scores)
             if progress is not None:
-                progress(len(wanted) - len(order) + start + len(part), len(wanted))
+                progress(len(found), len(wanted))
         return [found.get(key) for key in keys]
+
+    def _one_by_one(self) -> bool:
+        """Whether rows cannot be scored together."""
+        return _sees_padding(self._model)
+
+    def _scored(self, batches: Sequence[Sequence[Mapping[str, list[int]]]]) -> Iterator[tuple[int, list[float]]]:
+        """The number and the scores of every batch, as they are computed."""
+        yield from enumerate(map(self._score, batches))
+
+    def scores_of(self, batch: Sequence[Mapping[str, list[int]]]) -> list[float]:
+        """The scores of answers that are encoded, together. Raises: ModelError for one that does not fit."""
+        self._check_fit([encoded["input_ids"] for encoded in batch])
+        return self._score(batch)
 
     def _encode(self, prompt: Text, answer: str, template: Mapping[str, Any]) -> dict[str, list[int]]:
         """As a conversation where the tokenizer has a template for it, else as a pair of texts (with their types)."""
@@ -172,20 +185,22 @@ def open_reward_model(
     Raises: ModelError when there is no such model. Loading raises it for one that cannot be loaded, has no trained head
         or more than one label.
     """
-    place = locate(name)
-    if place.kind == "gguf":
+    source, known = located(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    load = partial(_load, source, dtype, trust_remote_code)
+    return RewardModel(load, cache=cache, batch_size=batch_size, **known)
+
+
+def located(name: str, *, dtype: str, trust_remote_code: bool) -> tuple[ModelSource, dict[str, Any]]:
+    """The place of a reward model, and what `RewardModel` must know of it.
+
+    Raises: ModelError when there is no such model.
+    """
+    if locate(name).kind == "gguf":
         raise ModelError(
             f"{name} is a GGUF file, which does not contain a head for scores. Give a sequence classifier's folder."
         )
     source = ModelSource(name, dtype=dtype, trust_remote_code=trust_remote_code)
-    return RewardModel(
-        lambda: _load(source, dtype, trust_remote_code),
-        name=f"reward:{name}",
-        identity=source.identity,
-        cache=cache,
-        batch_size=batch_size,
-        form=form_of(source.place.name),
-    )
+    return source, {"name": f"reward:{name}", "identity": source.identity, "form": form_of(source.place.name)}
 
 
 def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:

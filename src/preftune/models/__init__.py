@@ -3,7 +3,7 @@
 `load` and `locate` find a model, `precision` decides its dtype, `adapters` merges.
 
     adapters       merge: an adapter folded into its base
-    attach         saved adapters and generation configs
+    attach         saved and new adapters, generation configs
     classifier     reward models: sequence classifiers with one label
     config_values  types of the values in a model's files
     damage         torn files, and configs that request too much

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import tempfile
-import uuid
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -20,11 +19,12 @@ from torch import nn
 from preftune.errors import ModelError
 from preftune.models.attach import attach_adapter, locate_base
 from preftune.models.classifier import is_reward_adapter, load_classifier
-from preftune.models.damage import writing
+from preftune.models.damage import free_folder, writing
 from preftune.models.load import load_model, load_tokenizer, parse_dtype
 from preftune.models.locate import FORM_FILE, Location, describe_folder, is_adapter_folder, locate
 from preftune.models.precision import is_packed, rounded
 from preftune.models.quiet import quiet_peft, quiet_transformers
+from preftune.storage.atomic import whole_folder
 from preftune.storage.trained_prompts import carry_trained_prompts
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def merge(
         base_model: used instead of the base that the adapter names.
     Raises: ModelError if there is no adapter, if it cannot be merged, or if `output` is in use.
     """
-    target = None if output is None else _free_folder(Path(output).expanduser())
+    target = None if output is None else free_folder(Path(output).expanduser())
     wanted = None if dtype is None else parse_dtype(dtype)
     tokenizer_source: str | os.PathLike[str] | None
     if isinstance(model_or_path, (str, os.PathLike)):
@@ -280,19 +280,6 @@ def _untie_if_parted(model: Any) -> None:
     logger.info("Head and embedding differ after merging; the merged model stores both (tie_word_embeddings=False).")
 
 
-def _free_folder(folder: Path) -> Path:
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ModelError(f"{folder} is already in use. Choose an empty or new folder for the merged model.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        probe = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
-    return folder
-
-
 def _finish_reward_model(merged: Any, tokenizer: Any, source: Path, folder: Path) -> None:
     """Saves the other files of a reward model: the pad token of its training, and how it was trained."""
     if tokenizer.pad_token_id is not None:
@@ -305,11 +292,10 @@ def _finish_reward_model(merged: Any, tokenizer: Any, source: Path, folder: Path
 def _save(
     merged: Any, folder: Path, tokenizer_source: str | os.PathLike[str] | None, base: str | os.PathLike[str] | None
 ) -> None:
-    """Writes everything under a temporary name and renames it."""
-    partial = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        with quiet_transformers(), writing(str(folder), "Then merge again; nothing is left in the folder."):
-            merged.save_pretrained(partial)
+    """Writes the folder as a whole."""
+    advice = "Then merge again; nothing is left in the folder."
+    with quiet_transformers(), writing(str(folder), advice), whole_folder(folder) as partial:
+        merged.save_pretrained(partial)
         try:
             if tokenizer_source is None:
                 raise ModelError("The model does not know its name.")
@@ -319,8 +305,3 @@ def _save(
                 _finish_reward_model(merged, tokenizer, Path(tokenizer_source), partial)
         except ModelError as error:
             logger.warning("The merged model is saved without a tokenizer: %s", error)
-        if folder.is_dir():
-            folder.rmdir()  # empty, or it would have been refused
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

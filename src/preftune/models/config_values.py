@@ -79,6 +79,8 @@ def check_adapter_values(where: str, config: Any) -> None:
     for name, field in getattr(type(config), "__dataclass_fields__", {}).items():
         declared = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
         holds, kind = kinds.get(declared, (None, ""))
+        if name in ("lora_alpha", "alpha"):  # declared as whole numbers, used as any
+            holds, kind = kinds["float"]
         value = getattr(config, name, None)
         if holds is not None and value is not None and not holds(value):
             raise _wrong(where, name, value, kind)

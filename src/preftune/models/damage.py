@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,18 @@ def whole_weights(name: str) -> Iterator[None]:
             f"The weights in {name} are damaged or were copied in part ({error}). Copy or download them again, or name "
             "another checkpoint."
         ) from error
+
+
+def free_folder(folder: Path) -> Path:
+    """The folder itself, if a model can be written to it. Raises: ModelError if it is in use or cannot be written."""
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ModelError(f"{folder} is already in use. Choose an empty or new folder, or remove it.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-"):
+            return folder
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written ({error.strerror}). Choose another folder.") from error
 
 
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
-import shutil
-import uuid
 from pathlib import Path
 
 from preftune.errors import ModelError
 from preftune.models.load import load_model, load_tokenizer, require_package
 from preftune.models.locate import holds_full_model, locate
 from preftune.models.quiet import quiet_transformers
+from preftune.storage.atomic import whole_folder
 from preftune.storage.cache_folder import cache_folder, make_private
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -55,12 +54,8 @@ def convert_smollm2(cache_dir: str | os.PathLike[str] | None = None) -> Path:
         raise ModelError(
             f"The converted model cannot be kept in {parent} ({error.strerror}). Set PREFTUNE_CACHE to another folder."
         ) from error
-    partial = parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    try:
+    with whole_folder(target, kept=_complete) as partial:
         _convert(file, partial)
-        _move_into_place(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
@@ -92,6 +87,7 @@ def _complete(folder: Path) -> bool:
 
 def _convert(file: Path, folder: Path) -> None:
     import torch
+    from gguf import GGUFReader
     from transformers import GenerationConfig
 
     model = load_model(file, dtype=torch.bfloat16)
@@ -108,14 +104,7 @@ def _convert(file: Path, folder: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(str(folder))
     tokenizer.save_pretrained(folder)
-
-
-def _move_into_place(partial: Path, target: Path) -> None:
-    """Renames a folder; if another process was faster, its result is kept, and a broken leftover is removed."""
-    try:
-        os.rename(partial, target)
-    except OSError:
-        if _complete(target):
-            return
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(partial, target)
+    licence = GGUFReader(file).fields.get("general.license")
+    if licence is not None:
+        card = f"---\nlicense: {licence.contents()}\n---\n\n# {HUB_ID}\n\nConverted from {file.name} of {PACKAGE}.\n"
+        (folder / "README.md").write_text(card, encoding="utf-8")

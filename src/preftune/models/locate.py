@@ -7,6 +7,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,8 @@ FORM_FILE = "preftune_reward.json"
 WEIGHTS_FILE = "preftune_weights.json"
 """File in the folder of a run's final weights: the run's id and the step of the weights."""
 
+WEIGHTS_OF_RANKS = "weights_of_ranks"
+"""Folder of a checkpoint, in which each rank wrote its part of the weights."""
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 _ASK_AGAIN_S = 60
@@ -104,15 +107,29 @@ def holds_full_model(folder: Path) -> bool:
     )
 
 
-def write_run_of_weights(folder: Path, run: str | None, step: int) -> None:
-    """Records the run that the weights in a run directory belong to."""
-    write_whole(folder / WEIGHTS_FILE, (json.dumps({"run": run, "step": step}) + "\n").encode())
+def write_run_of_weights(
+    folder: Path, run: str | None, step: int, files: Mapping[str, tuple[int, str]] | None = None
+) -> None:
+    """Records the run that the weights in a run directory belong to.
+
+    Args:
+        files: name, size and hash of every file of weights.
+    """
+    content = {"run": run, "step": step, "files": files or {}}
+    write_whole(folder / WEIGHTS_FILE, (json.dumps(content) + "\n").encode())
 
 
 def run_of_weights(folder: Path) -> tuple[str | None, int] | None:
     """Run id and step of the weights in a run directory; None if no readable file names them."""
     content = read_object(folder / WEIGHTS_FILE)
     return (content["run"], content["step"]) if {"run", "step"} <= content.keys() else None
+
+
+def files_of_weights(folder: Path) -> dict[str, tuple[int, str]]:
+    """Name, size and hash of the weights' files in a run directory; empty if they are not recorded."""
+    files = read_object(folder / WEIGHTS_FILE).get("files")
+    listed = files.items() if isinstance(files, dict) else ()
+    return {name: (one[0], str(one[1])) for name, one in listed if isinstance(one, list) and len(one) == 2}
 
 
 def describe_folder(folder: Path, *, limit: int = 6) -> str:
@@ -152,6 +169,12 @@ def _locate_folder(folder: Path) -> Location:
         raise ModelError(
             f"{folder} has {ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS[0]} ({describe_folder(folder)}): the adapter was "
             "not saved completely. Use another checkpoint."
+        )
+    if (folder / WEIGHTS_OF_RANKS).is_dir():
+        raise ModelError(
+            f"{folder} is a checkpoint of which each rank wrote its part of the weights, so only training continues "
+            f"from it. Continue the run to its end, which saves whole weights (--resume {folder}), or train with "
+            "state_dict_type FULL_STATE_DICT in fsdp_config."
         )
     if (folder / "config.json").is_file():
         raise ModelError(

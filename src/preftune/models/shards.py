@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -75,3 +81,52 @@ def divided_state(state: Mapping[str, Any], parameters: list[nn.Parameter]) -> d
         for index, values in state["state"].items()
     }
     return {**state, "state": divided}
+
+
+def distinct_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with one name for weights that are tied; the tensors are those of the model."""
+    owners = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    found: dict[object, tuple[str, Tensor]] = {}
+    for name, tensor in model.state_dict().items():
+        found.setdefault(owners.get(name, name), (name, tensor))
+    return dict(found.values())
+
+
+def write_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors as safetensors, each rank its own part. All ranks must call it, with the same names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    save(dict(tensors), storage_writer=writer)
+
+
+def read_parts(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Reads what `write_parts` wrote into tensors, which may be divided otherwise, or whole."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is intended
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)))
+
+
+def flat_state(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an optimiser's state dict by `index.name`, and the state dict without them."""
+    tensors = {
+        f"{i}.{n}": v for i, values in state["state"].items() for n, v in values.items() if isinstance(v, Tensor)
+    }
+    rest = {i: {n: v for n, v in values.items() if not isinstance(v, Tensor)} for i, values in state["state"].items()}
+    return tensors, {**state, "state": rest}
+
+
+def state_from_parts(folder: Path, rest: Mapping[str, Any], parameters: list[nn.Parameter]) -> dict[str, Any]:
+    """The inverse of `flat_state` and `write_parts`: values of a parameter's shape are divided as it is."""
+    stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    tensors: dict[str, Tensor] = {}
+    for key, facts in stored.items():
+        assert isinstance(facts, TensorStorageMetadata)  # nothing else is written
+        parameter, dtype = parameters[int(key.partition(".")[0])], facts.properties.dtype
+        divided = facts.size == parameter.shape
+        tensors[key] = torch.zeros_like(parameter, dtype=dtype) if divided else torch.zeros(facts.size, dtype=dtype)
+    read_parts(folder, tensors)
+    state = {index: dict(values) for index, values in rest["state"].items()}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state[int(index)][name] = tensor
+    return {**rest, "state": state}

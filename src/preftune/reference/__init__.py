@@ -13,7 +13,7 @@
 
 from preftune.reference.fingerprint import Numerics, completion_keys, fingerprint
 from preftune.reference.moving import MovingCopy
-from preftune.reference.scores import ReferenceScores
+from preftune.reference.scores import ReferenceScores, groups_without_scores
 from preftune.reference.sources import (
     AdapterOff,
     AsReceived,
@@ -45,6 +45,7 @@ __all__ = [
     "choose_source",
     "completion_keys",
     "fingerprint",
+    "groups_without_scores",
     "inference",
     "inventory",
     "sources",

@@ -11,7 +11,7 @@ import json
 import struct
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from types import CodeType
@@ -28,7 +28,7 @@ from preftune.types import Span
 NUMERICS_VERSION = 2
 """Increased whenever a change in preftune changes scores by more than rounding."""
 
-FINGERPRINT_VERSION = 4
+FINGERPRINT_VERSION = 5
 """Increased whenever the same model gets a different fingerprint than before. Checkpoints record it, because
 fingerprints of two versions cannot be compared.
 """
@@ -51,6 +51,8 @@ _IRRELEVANT_OF_ADAPTERS = frozenset(
 # Whole numbers and switches that modules read when they compute. (Others change by themselves: the longest sequence so
 # far, flags of training and checkpointing.)
 _COUNTS = frozenset("top_k num_experts_per_tok norm_topk_prob n_group topk_group sliding_window use_rope".split())
+# The same of adapters, by adapter: FourierFT's scale, the vectors used by VB-LoRA, HRA's orthogonal form, token ids.
+_OF_ADAPTERS = frozenset("fourierft_scaling topk hra_apply_GS token_indices".split())
 _ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation")
 
 
@@ -111,7 +113,7 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
             continue
         digest.update(_canonical(name).encode())
         _update(digest, tensor)
-    for fact in (*_numbers_of(base), *_hooks_of(base), *_forwards_of(base)):
+    for fact in (*_as_text(numbers_of(base)), *_hooks_of(base), *_forwards_of(base)):
         digest.update(fact.encode())
     if adapters and (configs := getattr(model, "peft_config", None)):
         for name, config in sorted(configs.items()):
@@ -135,6 +137,8 @@ def _states_of_adapters(model: nn.Module) -> Iterator[str]:
         scales = sorted((key, float(value)) for key, value in scaling.items()) if isinstance(scaling, dict) else scaling
         yield f"{name} {on} {merged} {scales}"
         for key, table in sorted(vars(module).items()):  # where SHiRA's numbers stand is in no parameter
+            if key in _OF_ADAPTERS:
+                yield f"{name} {key} {sorted(table.items())}"
             if isinstance(table, dict) and not key.startswith("_"):
                 places = [(at, t) for at, t in table.items() if isinstance(t, Tensor) and not t.is_floating_point()]
                 yield from (f"{key} {at} {xxhash.xxh3_128(_bytes(t)).hexdigest()}" for at, t in sorted(places))
@@ -145,19 +149,27 @@ def _is_adapter_layer(module: nn.Module) -> bool:
     return isinstance(getattr(type(module), "disable_adapters", None), property)
 
 
-def _numbers_of(model: nn.Module) -> Iterator[str]:
+def numbers_of(model: nn.Module) -> dict[str, Any]:
     """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope, the number of
-    experts used), which can be changed without the config, and the activation functions. Dropout is off when scores are
-    computed.
+    experts used), which can be changed without the config, and the activation functions (`NAME is`). Dropout is
+    off when scores are computed.
     """
+    found: dict[str, Any] = {}
     for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
         if _is_adapter_layer(module):
             continue
         for key, value in sorted(vars(module).items()):
-            if (isinstance(value, float) and key != "p" and "drop" not in key) or key in _COUNTS:
-                yield f"{_canonical(name)}.{key}={value!r}"
+            number = isinstance(value, float) and key != "p" and "drop" not in key
+            if number or key in _COUNTS or (key == "is_causal" and value is False):  # nearly all are causal
+                found[f"{_canonical(name)}.{key}"] = value
         if name.rpartition(".")[2] in _ACTIVATIONS:
-            yield f"{_canonical(name)} is {type(module).__qualname__}({module.extra_repr()})"
+            found[f"{_canonical(name)} is"] = f"{type(module).__qualname__}({module.extra_repr()})"
+    return found
+
+
+def _as_text(numbers: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in numbers.items():
+        yield f"{name} {value}" if name.endswith(" is") else f"{name}={value!r}"
 
 
 def _hooks_of(model: nn.Module) -> Iterator[str]:

@@ -50,6 +50,8 @@ class ReferenceScores:
         """Scores of sources that cannot score again; the store may be off, or may be pruned meanwhile."""
         self.hits = 0
         self.misses = 0
+        self.beforehand = 0
+        """Completions that were scored in a pass before the first step; `misses` counts those of batches."""
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         """Scores of all completions of the batch, on its device, float32."""
@@ -88,9 +90,7 @@ class ReferenceScores:
 
     def missing(self, groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
         """The groups that would have to be scored."""
-        groups = list(groups)
-        keys = _keys_of(groups)
-        return _groups_with_a_miss(groups, keys, self._look_up(keys))
+        return groups_without_scores(list(groups), self._look_up)
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[bytes, Scores]:
         known = self.memory.get(keys)
@@ -117,6 +117,18 @@ class ReferenceScores:
         if not self.source.live:  # the store may be lost or cleaned while the run goes on
             self.memory.put(scores)
         return scores
+
+
+def groups_without_scores(
+    groups: Sequence[TokenizedGroup], look_up: Callable[[Sequence[bytes]], dict[bytes, Scores]]
+) -> list[TokenizedGroup]:
+    """The groups that would have to be scored.
+
+    Args:
+        look_up: returns the scores that are known, by the addresses of completions.
+    """
+    keys = _keys_of(groups)
+    return _groups_with_a_miss(groups, keys, look_up(keys))
 
 
 def _as_logps(parts: Sequence[Scores], batch: PackedBatch) -> GroupLogps:

@@ -49,8 +49,9 @@ class ScoreStore:
             note: a description for people (`model`, `engine`, ...), written to a new file and shown by `preftune cache
                 ls`. It is not used for lookups.
         """
+        self.address = (fingerprint, numerics)
         self.path = folder / fingerprint[:2] / f"{fingerprint}-{numerics}.sqlite"
-        self._note = dict(note or {})
+        self.note = dict(note or {})
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._unreadable = self._unwritable = False
@@ -128,7 +129,7 @@ class ScoreStore:
     def _create(self, connection: sqlite3.Connection) -> None:
         connection.execute("CREATE TABLE scores (key BLOB PRIMARY KEY, value BLOB NOT NULL)")
         connection.execute("CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
-        created = {**self._note, "created": str(int(time.time())), "preftune": __version__}
+        created = {**self.note, "created": str(int(time.time())), "preftune": __version__}
         connection.executemany("INSERT INTO note (name, value) VALUES (?, ?)", list(created.items()))
 
     def _set_aside(self, error: Exception) -> None:

@@ -6,16 +6,19 @@ import re
 from collections.abc import Iterator, Sequence
 
 from preftune.report.reading.run_files import Run
+from preftune.report.reading.seeds import Seeds
 from preftune.report.run.answers import Entry, entries
 from preftune.report.run.headline import (
     asked,
     cautions,
     headline,
+    headline_over_seeds,
     judged_unlike,
     last,
     missing_files,
     next_steps,
     rules,
+    spreads,
     verdict_name,
     win_rate,
 )
@@ -37,17 +40,17 @@ _BREAK = "\u200b"
 """A space of no width: what must not be joined is parted by it."""
 
 
-def markdown_report(runs: Sequence[Run]) -> str:
+def markdown_report(runs: Sequence[Run], *, seeds: Seeds | None = None) -> str:
     """The text of a pull request's comment, in GitHub's Markdown."""
     for shown in (_SHOWN, 3, 1, 0):
-        found = _report(runs, shown)
+        found = _report(runs, seeds, shown)
         if len(found) <= _MOST:
             break
     return found
 
 
-def _report(runs: Sequence[Run], shown: int) -> str:
-    lines = [*(_one(runs[0]) if len(runs) == 1 else _several(runs))]
+def _report(runs: Sequence[Run], seeds: Seeds | None, shown: int) -> str:
+    lines = [*(_one(runs[0]) if seeds is None and len(runs) == 1 else _several(runs, seeds))]
     known = [*filter(None, [judged_unlike(runs)]), *(_named(run, line, runs) for run in runs for line in cautions(run))]
     lines += _listed("Please note", known)
     lines += _listed("The rules of the verdict", [_named(run, line, runs) for run in runs for line in rules(run)])
@@ -131,8 +134,15 @@ def _figures(run: Run) -> Iterator[tuple[str, str, str]]:
             yield name, "", format(value, form)
 
 
-def _several(runs: Sequence[Run]) -> Iterator[str]:
-    yield f"### {len(runs)} runs side by side"
+def _several(runs: Sequence[Run], seeds: Seeds | None) -> Iterator[str]:
+    if seeds is None:
+        yield f"### {len(runs)} runs side by side"
+    else:
+        lines = headline_over_seeds(seeds, len(runs))
+        yield f"### {inert(lines.word)} {inert(lines.rest)}"
+        yield ""
+        yield inert(lines.interval)
+        yield from (f"- {inert(line)}" for line in spreads(seeds))
     yield ""
     yield "| run | verdict | win rate | 95% interval | held-out margin | accuracy | alarms |"
     yield "|---|---|--:|--:|--:|--:|--:|"

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias, get_args
 
 from preftune.errors import RequestError
 from preftune.log import warn
-from preftune.report.reading.run_files import Run, different_names, read_run
+from preftune.report.reading.run_files import Run
+from preftune.report.reading.seeds import Seeds, read_runs
 from preftune.storage.atomic import sweep_beside, write_whole
 from preftune.storage.untrusted_json import Figures
 
@@ -26,16 +27,17 @@ def write_report(
     """Reads runs and writes their report.
 
     Args:
-        folders: run directories; several are shown side by side.
+        folders: run directories; several are shown side by side. A folder of several seeds stands for its runs, with
+            the verdict over all of them.
         output: the file, for pictures the folder; by default `default_output`.
         audit: what `preftune audit` wrote about their data (audit.json); only for the page.
     Returns: what was written: the file, or the folder of pictures.
     Raises:
         RequestError: a folder holds no run, or the output cannot be written.
     """
-    runs = [read_run(folder, name=name) for folder, name in zip(folders, different_names(folders), strict=True)]
+    runs, seeds = read_runs(folders)
     path = Path(output).expanduser() if output is not None else default_output(folders, form)
-    for file, content in _content(runs, path, form, audit):
+    for file, content in _content(runs, seeds, path, form, audit):
         _write(file, content)
     return path
 
@@ -47,15 +49,17 @@ def default_output(folders: Sequence[str | Path], form: Form) -> Path:
     return place / {"html": "report.html", "md": "report.md", "png": "plots"}[form]
 
 
-def _content(runs: Sequence[Run], path: Path, form: Form, audit: Figures | None) -> list[tuple[Path, bytes]]:
+def _content(
+    runs: Sequence[Run], seeds: Seeds | None, path: Path, form: Form, audit: Figures | None
+) -> list[tuple[Path, bytes]]:
     if form == "html":
         from preftune.report.run.page import run_page
 
-        return [(path, run_page(runs, audit=audit).encode("utf-8", "replace"))]
+        return [(path, run_page(runs, audit=audit, seeds=seeds).encode("utf-8", "replace"))]
     if form == "md":
         from preftune.report.markdown import markdown_report
 
-        return [(path, markdown_report(runs).encode("utf-8", "replace"))]
+        return [(path, markdown_report(runs, seeds=seeds).encode("utf-8", "replace"))]
     from preftune.report.png import pictures
 
     drawn = [(path / f"{name}.png", picture) for name, picture in pictures(runs)]

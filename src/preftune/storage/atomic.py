@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: written under a temporary name, synced, renamed."""
+"""Files and folders that are either complete or absent: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import glob
 import hashlib
 import os
 import secrets
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ABANDONED_S = 3600.0
@@ -47,6 +48,35 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path, *, kept: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """An empty folder under a temporary name, which becomes `folder` if the body succeeds, and is removed otherwise.
+
+    Args:
+        kept: whether a folder that is there by then, written by another process, is kept instead; one that is not is
+            replaced. Without it only an empty folder is replaced.
+    Raises: OSError.
+    """
+    partial = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
+    with naming(folder):
+        partial.mkdir(parents=True)
+    try:
+        yield partial
+        with contextlib.suppress(OSError):  # Windows replaces no folder, not even an empty one
+            folder.rmdir()
+        try:
+            with naming(folder):
+                os.rename(partial, folder)
+        except OSError:
+            if kept is None:
+                raise
+            if not kept(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

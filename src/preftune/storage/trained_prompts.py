@@ -6,7 +6,6 @@ is copied instead."""
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
@@ -54,8 +53,8 @@ def write_trained_prompts(folder: Path, keys: Iterable[int], *, earlier: Iterabl
 def carry_trained_prompts(model: str | os.PathLike[str], folder: Path) -> None:
     """Copies the hashes of a model to the folder of another model made from its weights."""
     file = _file_of(model)
-    if file is not None and file.parent.resolve() != folder.resolve():
-        shutil.copyfile(file, folder / FILE)
+    if file is not None and file.parent.resolve() != folder.resolve() and read_trained_prompts(model) is not None:
+        write_trained_prompts(folder, (), earlier=[model])  # as numbers: the file may be a link to another one
 
 
 def _file_of(model: str | os.PathLike[str]) -> Path | None:

@@ -68,6 +68,13 @@ class Sketches:
         if len(self._texts[0]) == _BATCH:
             self._flush()
 
+    def extend(self, other: Sketches) -> None:
+        """Adds the pairs of another."""
+        for sketches in (self, other):
+            if sketches._texts[0]:
+                sketches._flush()
+        self._parts.extend(other._parts)
+
     def signatures(self) -> tuple[Signatures, Signatures, Signatures]:
         """Signatures of prompts, chosen and rejected, (n, 64) each."""
         self._flush()

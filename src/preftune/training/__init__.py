@@ -11,6 +11,7 @@ it.
     protocol      the attributes of a trainer that other modules may read
     record        run.json, checkpoints, resuming, model cards
     reward_judge  a judge trained from the user's own pairs
+    scoring       reference scores without a training
     seeds         one training with several seeds
     setup         the work before the first step
     stages        trainings as processes of their own, for `comparison` and `sweep`
@@ -50,6 +51,7 @@ __all__ = [
     "ppo",
     "record",
     "reward_judge",
+    "scoring",
     "seeds",
     "setup",
     "stages",

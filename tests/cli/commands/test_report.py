@@ -34,6 +34,35 @@ def test_the_ending_of_the_file_tells_the_form(preftune, run_folder, tmp_path) -
     assert preftune("report", run_folder, "--format", "md").out == f"{run_folder / 'report.md'}\n"
 
 
+def test_several_seeds_have_one_verdict_and_none_is_singled_out(preftune, tmp_path) -> None:
+    folder = tmp_path / "runs/three"
+    for seed in (0, 1, 2):
+        write_run(folder / f"seed-{seed}")
+    spread = {"eval_rewards/margins": {"mean": 1.25, "sd": 0.5, "per_seed": [0.75, 1.25, 1.75]}}
+    (folder / "seeds.json").write_text(json.dumps({"seeds": [0, 1, 2], "figures": spread}))
+    assert preftune("report", folder).code == 0
+    assert "not judged together yet" in (folder / "report.html").read_text()
+
+    rate = {"win_rate": 0.52, "ci_low": 0.45, "ci_high": 0.59, "confidence": 0.95}
+    verdicts = {"0": "better", "1": "undecided", "2": "undecided"}
+    (folder / "eval").mkdir()
+    (folder / "eval/summary_over_seeds.json").write_text(
+        json.dumps({"win_rate": rate, "verdict": "undecided", "verdicts": verdicts, "level": 2})
+    )
+    page, text = (preftune("report", folder, "--format", form, "-o", "-").out for form in ("html", "md"))
+    for form in (page, text.replace("&#37;", "%")):
+        assert "3 seeds win 52.0% of comparisons" in form
+        assert "over prompts and seeds 45.0% to 59.0%" in form
+        assert "1 better, 2 undecided" in form
+        assert "1.25 (standard deviation 0.5)" in form
+        assert "wins most" not in form
+        assert "seed 2" in form
+
+    refused = preftune("report", folder, folder / "seed-0")
+    assert refused.code == 2
+    assert "Name it alone" in refused.message
+
+
 def test_plots_are_a_folder_of_pictures(preftune, run_folder) -> None:
     result = preftune("report", run_folder, "--format", "png")
     assert result.code == 0, result.err

@@ -115,6 +115,16 @@ def test_values_as_people_write_them(tmp_path, line: str, value: object) -> None
     assert (type(found), found) == (type(value), value)
 
 
+@pytest.mark.parametrize("words", [["dpo", "--config"], ["sweep"], ["convert-recipe"]])
+def test_a_recipe_that_cannot_be_read_is_named_without_a_flag(preftune, tmp_path, words: list[str]) -> None:
+    """Some commands take it as a flag and some as an argument."""
+    path = tmp_path / "r.yaml"
+    path.write_text("beta: 0.1\nbeta: 0.2\n")
+    for name, says in ((path, f"The recipe {path}, line 2: beta is already given"), (tmp_path, "is a folder")):
+        result = preftune(*words, name)
+        assert (result.code, says in result.message, "--config" in result.message) == (2, True, False)
+
+
 def test_missing_recipe(preftune, tmp_path) -> None:
     assert "cannot be read: No such file" in preftune("dpo", "--config", tmp_path / "no.yaml").err
     assert "is a folder" in preftune("dpo", "--config", tmp_path).err

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preftune.data.conversion.write import PairWriter, Shape
+from preftune.data.conversion.write import PairWriter, Shape, part_of
 from preftune.data.pairs.row_reader import Attempt
 from preftune.data.reading import arrow_tables, files
 from preftune.data.reading.arrow_tables import _FileSink
@@ -45,7 +45,7 @@ def test_pairs(length: int, name: str, tmp_path: Path) -> None:
     def convert() -> None:
         with full(), PairWriter(tmp_path / name, shape) as writer:
             for number in range(3):
-                writer.write(Attempt(number, pair))
+                writer.write(part_of([Attempt(number, pair)], shape, parquet=name.endswith("parquet")))
             writer.finish()
 
     with pytest.raises(OSError, match="too large"):

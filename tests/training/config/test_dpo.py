@@ -221,11 +221,18 @@ def test_batches_that_the_first_process_would_send_are_refused(tmp_path):
         ({"beta": "0.1"}, "beta='0.1' is text, but must be a number"),
         ({"learning_rate": "1e-5"}, "learning_rate='1e-5' is text, but must be a number"),
         ({"save_steps": "10"}, "save_steps='10' is text, but must be a number"),
+        ({"save_steps": 0}, "save_steps=0: give a number of steps, .* save_strategy='no' writes none"),
+        ({"save_steps": -2, "save_strategy": "steps"}, "save_steps=-2: give a number of steps"),
+        ({"eval_steps": 0, "eval_strategy": "steps"}, "eval_steps=0: give a number of steps"),
+        ({"save_total_limit": 0}, "save_total_limit=0 must be at least 1. To keep all checkpoints"),
+        ({"save_total_limit": -1}, "save_total_limit=-1 must be at least 1"),
+        ({"output_dir": " "}, "output_dir=' ' is not a folder"),
+        ({"output_dir": ""}, "output_dir='' is not a folder"),
     ],
 )
 def test_numbers_that_no_run_can_have_are_refused_before_a_model_is_loaded(options, says, tmp_path):
     with pytest.raises(ConfigError, match=says):
-        DPOConfig(output_dir=str(tmp_path), use_cpu=True, **options)
+        DPOConfig(**{"output_dir": str(tmp_path), "use_cpu": True, **options})
 
 
 @pytest.mark.parametrize(

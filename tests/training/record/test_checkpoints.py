@@ -87,7 +87,7 @@ def empty(path: Path) -> None:
 def check(folder: Path) -> None:
     manifest = read_manifest(folder)
     assert manifest is not None
-    check_files(folder, manifest)
+    check_files(folder, manifest.files)
 
 
 FILES = (

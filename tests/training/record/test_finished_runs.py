@@ -32,16 +32,26 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, caplog):
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+def torn(whole: bytes) -> bytes:
+    return whole[: len(whole) // 2]
+
+
+def flipped(whole: bytes) -> bytes:
+    """One bit of the last weight, which no reader notices."""
+    return whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
+
+
+@pytest.mark.parametrize("damage", [torn, flipped])
 @pytest.mark.parametrize("there", ["checkpoint", "none"])
-def test_a_finished_run_whose_weights_are_torn_takes_them_from_its_last_checkpoint(there, tmp_path, caplog):
+def test_a_finished_run_whose_weights_are_damaged_takes_them_from_its_last_checkpoint(there, damage, tmp_path, caplog):
     made = run(tmp_path)
     made.save_model()
     file = tmp_path / "adapter_model.safetensors"
     whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
+    file.write_bytes(damage(whole))
     if there == "none":
         shutil.rmtree(tmp_path / "checkpoint-8")
-        with pytest.raises(CheckpointError, match=f"the run in {tmp_path} is finished, but its weights cannot be read"):
+        with pytest.raises(CheckpointError, match=f"the run in {tmp_path} is finished, but its weights cannot be used"):
             run(tmp_path, resume="auto")
         return
     again = run(tmp_path, resume="auto")
@@ -61,9 +71,22 @@ def test_a_run_that_ended_and_was_killed_before_it_saved_its_weights_is_complete
     record = json.loads((tmp_path / "run.json").read_text())
     assert (record["outcome"], record["steps"]) == ("finished", 8)
     assert record["result"]["train_loss"] == pytest.approx(sum(logged(made)) / 8, rel=1e-6)
+    assert record["result"]["total_flos"] == made.state.total_flos > 0
     assert logged(again, "train_loss")[-1] == pytest.approx(sum(logged(made)) / 8, rel=1e-6)
     assert record["result"]["epoch"] == pytest.approx(made.state.epoch)
     assert len([line for line in metrics(tmp_path) if "train_loss" in line]) == 1
+
+
+def test_a_finished_run_whose_weights_were_never_saved_keeps_its_result(tmp_path):
+    made = run(tmp_path)
+    before = json.loads((tmp_path / "run.json").read_text())["result"]
+    again = run(tmp_path, resume="auto")
+    assert not again.nothing_to_do
+    after = json.loads((tmp_path / "run.json").read_text())["result"]
+    assert after == pytest.approx(before, rel=1e-6)
+    assert {"total_flos", "train_runtime", "train_loss"} <= after.keys()
+    assert [line["total_flos"] for line in metrics(tmp_path) if "train_loss" in line] == [after["total_flos"]]
+    assert same_weights(again, made)
 
 
 @pytest.mark.parametrize("what", ["finished", "best", "full"])

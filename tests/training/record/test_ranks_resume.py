@@ -36,7 +36,7 @@ def test_the_checkpoint_of_all_ranks_is_whole(ranks):
     manifest = read_manifest(folder / "cut" / "checkpoint-5")
     assert manifest is not None
     assert manifest.processes == 2
-    check_files(folder / "cut" / "checkpoint-5", manifest)
+    check_files(folder / "cut" / "checkpoint-5", manifest.files)
     expected = {"rng_state_0.pth", "rng_state_1.pth", "preftune_state.json", "preftune_state_rank1.json"}
     assert expected <= set(manifest.files)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import AdaLoraConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, LoraConfig, TrainableTokensConfig, get_peft_model
 from transformers import TrainerCallback
 
 from models_zoo import random_model
@@ -25,6 +25,34 @@ def test_an_adapter_is_a_configuration(given: Any, tmp_path: Path) -> None:
 def test_layers_that_the_model_does_not_have_are_answered_with_those_that_it_has(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"PEFT cannot put this adapter .*Its linear layers are q_proj, k_proj, "):
         trainer(tiny_model(), tmp_path, peft_config=lora_config(target_modules=["foo"]))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"trainable_token_indices": [3, 999]}, "there is no token 999: model.embed_tokens has 264 rows. Give ids"),
+        ({"trainable_token_indices": [-1]}, "there is no token -1"),
+        ({"trainable_token_indices": {"embed_tokens": [264]}}, "there is no token 264: embed_tokens has 264 rows"),
+        ({"trainable_token_indices": {"words": [3]}}, "no layer 'words' .* Its embedding is 'model.embed_tokens'"),
+        ({"trainable_token_indices": "all"}, "='all': give a list of token ids"),
+        ({"trainable_token_indices": 5}, "=5: give a list of token ids"),
+        ({"trainable_token_indices": [1.5]}, r"=\[1.5\]: give a list of token ids"),
+        ({"trainable_token_indices": [3, 4, 3]}, "names token 3 twice"),
+        ({"trainable_token_indices": [3], "target_modules": ["embed_tokens"]}, "Leave embed_tokens out of target_mod"),
+        ({"trainable_token_indices": [3], "modules_to_save": ["embed_tokens"]}, "Leave embed_tokens out of modules_to"),
+    ],
+)
+def test_tokens_whose_embeddings_an_adapter_trains_are_checked(options: Any, says: str, tmp_path: Path) -> None:
+    """They were an IndexError of torch, or advice about linear layers."""
+    with pytest.raises(ConfigError, match=says):
+        trainer(tiny_model(), tmp_path, peft_config=lora_config(**options))
+
+
+def test_tokens_that_are_trained_alone_are_checked_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"token_indices: there is no token 999"):
+        trainer(tiny_model(), tmp_path, peft_config=TrainableTokensConfig(token_indices=[999], task_type="CAUSAL_LM"))
+    made = TrainableTokensConfig(token_indices=[3, 4], task_type="CAUSAL_LM")
+    assert trainer(tiny_model(), tmp_path, peft_config=made).model.active_peft_config.token_indices == [3, 4]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "codegen"])

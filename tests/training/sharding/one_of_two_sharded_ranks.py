@@ -152,6 +152,17 @@ def out_of_memory(folder: Path) -> str:
     return ""
 
 
+def in_parts(case: str, folder: Path) -> dict[str, Any]:
+    """Two ranks continue a checkpoint of one process, write their parts of the next, and continue that one."""
+    options = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}, "save_strategy": "steps", "save_steps": 1}
+    first = made(case, folder / "in parts", ranks=2, allow_changed=True, **options)
+    first.train(resume_from_checkpoint=str(folder / "alone" / case / "checkpoint-2"))
+    checkpoint = folder / "in parts" / case / "checkpoint-3"
+    second = made(case, folder / "further in parts", ranks=2, max_steps=4, allow_changed=True, **options)
+    second.train(resume_from_checkpoint=str(checkpoint))
+    return {name: whole(p.detach()).clone() for name, p in second.model.named_parameters() if p.requires_grad}
+
+
 def main(folder: Path) -> None:
     result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in CASES}
     for case in ("lora", "full"):  # a checkpoint of one process, continued by two
@@ -160,6 +171,7 @@ def main(folder: Path) -> None:
         result[f"{case}, continued"] = {
             name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad
         }
+        result[f"{case}, in parts"] = in_parts(case, folder)
     result["out of memory"] = out_of_memory(folder)
     leave(folder, result)
 

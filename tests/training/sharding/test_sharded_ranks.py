@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from preftune import load_model
+from preftune.errors import ModelError
 from tests.training.two_ranks import run_two_ranks
 
 from . import one_of_two_sharded_ranks as ranks
@@ -100,10 +102,31 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(case, two_ranks, tmp_
     alone = ranks.run(case, tmp_path / "whole", ranks=1)["weights"]
     back = ranks.made(case, tmp_path / "again", ranks=1, max_steps=4, allow_changed=True)
     back.train(resume_from_checkpoint=str(folder / "continued" / case / "checkpoint-3"))
+    parts = ranks.made(case, tmp_path / "parts", ranks=1, max_steps=4, allow_changed=True)
+    parts.train(resume_from_checkpoint=str(folder / "in parts" / case / "checkpoint-3"))
     further = ranks.made(case, tmp_path / "further", ranks=1, max_steps=4)
     further.train()
     here = {name: p.detach() for name, p in further.model.named_parameters() if p.requires_grad}
     for name, weight in alone.items():
         for rank in both:
             torch.testing.assert_close(rank[f"{case}, continued"][name], weight, **EXACT, msg=name)
-        torch.testing.assert_close(dict(back.model.named_parameters())[name].detach(), here[name], **EXACT, msg=name)
+            torch.testing.assert_close(rank[f"{case}, in parts"][name], here[name], **EXACT, msg=name)
+        for one in (back, parts):
+            found = dict(one.model.named_parameters())[name].detach()
+            torch.testing.assert_close(found, here[name], **EXACT, msg=name)
+
+
+@pytest.mark.parametrize("case", ["lora", "full"])
+def test_each_rank_writes_its_part_of_a_checkpoint(case, two_ranks):
+    folder, _ = two_ranks
+    checkpoint = folder / "in parts" / case / "checkpoint-3"
+    for what in ["optimizer_of_ranks"] + ["weights_of_ranks"] * (case == "full"):
+        files = list((checkpoint / what).glob("*.safetensors"))
+        assert len(files) == 2
+        sizes = [sum(tensor.numel() for tensor in load_file(file).values()) for file in files]
+        assert max(sizes) <= 0.6 * sum(sizes)
+    assert (checkpoint / "model.safetensors").exists() is False
+    if case == "full":
+        with pytest.raises(ModelError, match="only training continues"):
+            load_model(str(checkpoint))
+    assert (checkpoint / "adapter_model.safetensors").exists() == (case == "lora")

@@ -40,6 +40,8 @@ def test_nothing_is_sharded_unless_it_is_asked_for(nothing):
         (True, {"fsdp_transformer_layer_cls_to_wrap": "A,B"}, Sharding(layer_classes=("A", "B"))),
         (True, {"fsdp_transformer_layer_cls_to_wrap": ["A"]}, Sharding(layer_classes=("A",))),
         (True, {"fsdp_activation_checkpointing": "true"}, Sharding(activation_checkpointing=True)),
+        (True, {"fsdp_state_dict_type": "SHARDED_STATE_DICT"}, Sharding(divided_checkpoints=True)),
+        (True, {"state_dict_type": "FULL_STATE_DICT"}, Sharding()),
         (True, '{"cpu_ram_efficient_loading": true}', Sharding(weights_on_first_rank=True)),
         # alignment-handbook's and accelerate's own files, as accelerate passes them on
         (True, {"fsdp_sharding_strategy": "FULL_SHARD", "fsdp_use_orig_params": False, "xla": False}, Sharding()),
@@ -60,6 +62,7 @@ def test_a_file_of_settings(tmp_path):
     [
         ({"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true", "FSDP_SHARDING_STRATEGY": "1"}, Sharding()),
         ({"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}, Sharding(reshard_after_forward=False)),
+        ({"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, Sharding(divided_checkpoints=True)),
         ({"FSDP_VERSION": "1", "FSDP_SHARDING_STRATEGY": "2"}, Sharding(reshard_after_forward=False)),
         ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true", "FSDP_MIN_NUM_PARAMS": "100000000"},
          Sharding(cpu_offload=True)),
@@ -84,6 +87,7 @@ def test_the_program_has_priority_over_the_launcher():
         (True, {"xla": True}, "TPU"),
         (True, {"cpu_offload": "maybe"}, "true or false"),
         (True, {"replicas": "two"}, "not a number of copies"),
+        (True, {"state_dict_type": "LOCAL_STATE_DICT"}, "FULL_STATE_DICT"),
         (True, {"activation_checkpointing_offload": True}, "computed again"),
         (True, "missing.json", "cannot be read"),
         (True, ["a"], "not a mapping"),

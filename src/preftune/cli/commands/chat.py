@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import io
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.messages import tell
-from preftune.cli.flags.model_flags import add_model_options, model_options
+from preftune.cli.flags.model_flags import (
+    ENDPOINT_FLAGS,
+    add_endpoint_options,
+    add_model_options,
+    conduct_and_budget,
+    model_options,
+    refuse,
+)
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 from preftune.log import printable
 
 if TYPE_CHECKING:
-    from preftune.cli.commands.chat_session import Speaker
+    from preftune.cli.commands.chat_session import RemoteSpeaker, Speaker
 
 WIDE = 100
 """Width of the terminal, in columns, from which two answers are shown side by side."""
@@ -30,14 +39,27 @@ def run(argv: Sequence[str]) -> int:
             "--temperature must be 0 (always the likeliest token) or more, and --max_new_tokens at least 1."
         )
 
-    from preftune.cli.commands.chat_session import load_speakers
+    _check(asked)
+    with ExitStack() as opened:
+        _chat(asked, opened)
+    return 0
 
-    speakers = load_speakers(
-        asked.model,
-        asked.baseline,
-        system=asked.system,
-        **model_options(asked),
-    )
+
+def _check(asked: argparse.Namespace) -> None:
+    """Raises: RequestError for flags without effect."""
+    from preftune.generation.endpoint.client import is_endpoint
+
+    remote = [is_endpoint(name) for name in (asked.model, asked.baseline) if name is not None]
+    if all(remote):
+        flags = ("base", "dtype", "load_in_4bit", "trust_remote_code")
+        refuse(asked, flags, unless="one of the models is on this machine")
+    if not any(remote):
+        refuse(asked, ENDPOINT_FLAGS, unless="a model is openai:MODEL@BASE_URL")
+    refuse(asked, ("concurrency",), unless="several questions are asked at once, as in preftune eval")
+
+
+def _chat(asked: argparse.Namespace, opened: ExitStack) -> None:
+    speakers = _speakers(asked, opened)
     _read_any_bytes()
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
@@ -51,7 +73,26 @@ def run(argv: Sequence[str]) -> int:
                 speaker.reset()
             continue
         _answer_all(speakers, message, terminal=terminal, seed=asked.seed + turn, **settings)
-    return 0
+
+
+def _speakers(asked: argparse.Namespace, opened: ExitStack) -> Sequence[Speaker | RemoteSpeaker]:
+    """The models of the chat, the baseline first."""
+    from preftune.cli.commands.chat_session import RemoteSpeaker, load_speakers
+    from preftune.generation.endpoint.client import Endpoint, EndpointName, is_endpoint
+
+    names = [name for name in (asked.baseline, asked.model) if name is not None]
+    if not any(map(is_endpoint, names)):
+        return load_speakers(asked.model, asked.baseline, system=asked.system, **model_options(asked))
+    conduct, budget = conduct_and_budget(asked, opened)
+
+    def speaker(name: str) -> Speaker | RemoteSpeaker:
+        if not is_endpoint(name):
+            return load_speakers(name, None, system=asked.system, **model_options(asked))[-1]
+        endpoint = opened.enter_context(Endpoint(EndpointName.parse(name), conduct=conduct, budget=budget))
+        endpoint.check()
+        return RemoteSpeaker(printable(endpoint.name.model), endpoint, asked.system)
+
+    return [speaker(name) for name in dict.fromkeys(names)]
 
 
 def _parser() -> PlainParser:
@@ -61,7 +102,13 @@ def _parser() -> PlainParser:
         "adapter off. One message per line is read, until the end of the input or /exit; /reset clears "
         "the conversation.",
     )
-    parser.add_argument("--model", "--model_name_or_path", dest="model", required=True, help="a path or a hub id")
+    parser.add_argument(
+        "--model",
+        "--model_name_or_path",
+        dest="model",
+        required=True,
+        help="a path, a hub id, or openai:MODEL@BASE_URL",
+    )
     parser.add_argument("--baseline", help="a second model to answer the same messages")
     parser.add_argument("--system", help="a system prompt for both")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="maximum length of an answer, in tokens (512)")
@@ -70,6 +117,7 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling at a temperature above 0 (0)")
     add_model_options(parser)
+    add_endpoint_options(parser)
     return parser
 
 
@@ -95,7 +143,7 @@ def _messages(terminal: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _answer_all(speakers: Sequence[Speaker], message: str, *, terminal: bool, **settings: Any) -> None:
+def _answer_all(speakers: Sequence[Speaker | RemoteSpeaker], message: str, *, terminal: bool, **settings: Any) -> None:
     if not terminal:
         _answer_lines(speakers, message, settings)
     elif len(speakers) > 1 and shutil.get_terminal_size().columns >= WIDE:
@@ -104,14 +152,14 @@ def _answer_all(speakers: Sequence[Speaker], message: str, *, terminal: bool, **
         _answer_stacked(speakers, message, settings)
 
 
-def _answer_lines(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
+def _answer_lines(speakers: Sequence[Speaker | RemoteSpeaker], message: str, settings: dict[str, Any]) -> None:
     """Output for pipes: one line per answer; with two models each line begins with the model's name."""
     for speaker in speakers:
         text = " ".join(printable(speaker.answer(message, show=lambda text: None, **settings)).split())
         print(f"{speaker.name}: {text}" if len(speakers) > 1 else text, flush=True)
 
 
-def _answer_stacked(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
+def _answer_stacked(speakers: Sequence[Speaker | RemoteSpeaker], message: str, settings: dict[str, Any]) -> None:
     from rich.console import Console
 
     console = Console()
@@ -131,7 +179,7 @@ def _answer_stacked(speakers: Sequence[Speaker], message: str, settings: dict[st
         print("\n")
 
 
-def _answer_columns(speakers: Sequence[Speaker], message: str, settings: dict[str, Any]) -> None:
+def _answer_columns(speakers: Sequence[Speaker | RemoteSpeaker], message: str, settings: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.live import Live
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Answers token by token, from a model or from the same model with its adapter off."""
+"""Answers token by token, from a model or from the same model with its adapter off; or whole, from an endpoint."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.errors import RequestError
 from preftune.types import Message
+
+if TYPE_CHECKING:
+    from preftune.generation.endpoint.client import Endpoint
 
 Show = Callable[[str], None]
 """Called with the answer so far, each time it has grown."""
@@ -31,7 +34,7 @@ class Speaker:
 
     def reset(self) -> None:
         """Forgets the conversation; the system prompt stays."""
-        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.messages = _opening(self.system)
 
     def answer(self, text: str, *, show: Show, max_new_tokens: int, temperature: float, seed: int) -> str:
         """Answers one message; the message and the answer are added to the conversation.
@@ -73,6 +76,40 @@ class Speaker:
         if self.tokenizer.chat_template is None:  # a base model: what was said so far, as text
             prompt = "".join(f"{message['content']}\n" for message in messages)
         return encode_prompts(self.tokenizer, [prompt], None)[0]
+
+
+@dataclass(slots=True)
+class RemoteSpeaker:
+    """The same for a model behind an address, whose answers are shown when they are complete."""
+
+    name: str
+    endpoint: Endpoint
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """As `Speaker.reset`."""
+        self.messages = _opening(self.system)
+
+    def answer(self, text: str, *, show: Show, max_new_tokens: int, temperature: float, seed: int) -> str:
+        """As `Speaker.answer`."""
+        from preftune.generation.thoughts import Spoken
+
+        messages = [*self.messages, Message(role="user", content=text)]
+        reply = self.endpoint.chat(
+            messages, max_tokens=max_new_tokens, temperature=temperature, seed=seed if temperature > 0 else None
+        )
+        self.messages = [*messages, Message(role="assistant", content=reply.text)]
+        whole = Spoken(reply.text, reply.thought).whole.strip()
+        show(whole)
+        return whole
+
+
+def _opening(system: str | None) -> list[Message]:
+    return [{"role": "system", "content": system}] if system else []
 
 
 class GrowingText:

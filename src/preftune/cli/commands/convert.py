@@ -6,17 +6,22 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted, file_size
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.flags.ray_flags import add_ray_options, open_pool
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
     import argparse
 
     from preftune.data.conversion.convert import Input
+    from preftune.data.conversion.filters import Filters
+    from preftune.workers import Team
 
 PROG = "preftune convert"
 
@@ -43,20 +48,35 @@ def run(argv: Sequence[str]) -> int:
         by=asked.by or "prompt",
     )
     check_output(output)
-    with locked_file(output):
+    with locked_file(output), ExitStack() as opened:
+        inputs = _inputs(asked)
         manifest = convert_pairs(
-            _inputs(asked),
+            inputs,
             output,
             filters,
             strict=asked.strict,
             overwrite=asked.overwrite,
             options={name: getattr(asked, name) for name in _OPENING},
+            team=_team(asked, opened, inputs, filters),
         )
     if asked.json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
     else:
         print("\n".join(_report(manifest, output)))
     return 0
+
+
+def _team(asked: argparse.Namespace, opened: ExitStack, inputs: Sequence[Input], filters: Filters) -> Team | None:
+    """The workers of `--ray`, until `opened` is closed."""
+    from preftune.data.conversion.passes import working
+
+    pool = open_pool(asked, opened)
+    if pool is None:
+        return None
+    parquet = asked.output.endswith(".parquet")
+    team = pool.team(partial(working, filters, [entry.name for entry in inputs], parquet), gpu=False)
+    opened.callback(team.close)
+    return team
 
 
 _FILTERS = (
@@ -98,6 +118,7 @@ def _parser() -> PlainParser:
     _add_filters(parser.add_argument_group("keeping").add_argument)
     parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--json", action="store_true", help="print the manifest")
+    add_ray_options(parser)
     return parser
 
 

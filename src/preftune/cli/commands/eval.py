@@ -20,6 +20,7 @@ from preftune.cli.flags.model_flags import (
     sampling_settings,
     tell_prompts,
 )
+from preftune.cli.flags.ray_flags import open_pool
 from preftune.cli.train.auto_judge import AUTO, make_judge, seen_in_training
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
@@ -134,8 +135,14 @@ def _evaluate(
     own = make_judge(asked) if asked.judge == AUTO else None
     if own is not None:
         asked.judge = f"reward:{own.folder}"
-    judge = None if asked.judge is None else open_asked_judge(asked, opened, conduct=conduct, budget=budget)
+    pool = open_pool(asked, opened)
+    judge = None if asked.judge is None else open_asked_judge(asked, opened, conduct=conduct, budget=budget, pool=pool)
     match = match_up(asked.model, asked.baseline, opened, options)
+    if pool is not None:
+        from preftune.evaluation.two_models.spread_sides import spread
+
+        match = spread(match, pool, asked.model, asked.baseline, options)
+        opened.callback(match.release)
     for note in match.notes:
         tell(f"preftune: {note}")
     if asked.suite:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.flags.judge_flags import JUDGE_FORMS, add_judge_options, check_judge
+from preftune.cli.flags.judge_flags import JUDGE_FLAGS, JUDGE_FORMS, add_judge_options, check_judge
 from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
     MODEL_FLAGS,
@@ -17,6 +17,7 @@ from preftune.cli.flags.model_flags import (
     refuse,
 )
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.flags.ray_flags import RAY_FLAGS, add_ray_options
 from preftune.cli.train.auto_judge import AUTO
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
@@ -87,6 +88,7 @@ def _parser() -> PlainParser:
     )
     add_model_options(local)
     add_judge_options(parser, alone=False)
+    add_ray_options(parser)
     add_endpoint_options(parser)
     return parser
 
@@ -159,8 +161,7 @@ def _check(asked: argparse.Namespace) -> None:
     if asked.judge is not None:
         check_judge(asked, "reward:it" if asked.judge == AUTO else asked.judge, alone=False)
     else:
-        flags = ("criteria", "judge_max_tokens", "ask_again", "judge_batch_size", "judge_dtype", "judge_load_in_4bit")
-        refuse(asked, (*flags, "tie_within", "reward_ensemble"), unless="there is a --judge")
+        refuse(asked, JUDGE_FLAGS, unless="there is a --judge")
     models = [name for name in (asked.model, asked.baseline) if name is not None]
     if asked.model is not None and is_endpoint(asked.model) and all(map(_is_remote, models)):
         refuse(asked, (*MODEL_FLAGS, "backend"), unless="one of the models is on this machine")
@@ -180,6 +181,8 @@ def _check(asked: argparse.Namespace) -> None:
 
 
 def _check_suites(asked: argparse.Namespace) -> None:
+    if asked.suite:
+        refuse(asked, RAY_FLAGS, unless="two models are compared, without a --suite")
     if not asked.suite:
         refuse(asked, ("suite_data", "tasks", "beta"), unless="there is a --suite")
         return

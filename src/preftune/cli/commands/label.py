@@ -17,9 +17,11 @@ from preftune.cli.flags.judge_flags import (
     open_asked_judge,
     tell_before_asking,
 )
-from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
+from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget, refuse
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.flags.ray_flags import RAY_FLAGS, add_ray_options, open_pool
 from preftune.errors import PreftuneError, RequestError
+from preftune.judges.registry import judge_kind
 from preftune.storage.run_lock import locked_file
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ def _parser() -> PlainParser:
     )
     add_judge_options(parser)
     add_endpoint_options(parser)
+    add_ray_options(parser)
     return parser
 
 
@@ -110,6 +113,8 @@ def _check(asked: argparse.Namespace) -> None:
     if Path(asked.output).is_dir():
         raise RequestError(f"-o {asked.output} is a folder. Name a file in it, such as pairs.jsonl.")
     check_judge(asked, asked.judge, scores_count=False)
+    if judge_kind(asked.judge) == "openai":
+        refuse(asked, RAY_FLAGS, unless="--judge is a rule or a model that workers can load")
 
 
 def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callable[[list[Group]], None] | None]:
@@ -117,7 +122,8 @@ def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callabl
     from preftune.evaluation.labelling.scoring import ByComparison, ByScore
 
     conduct, budget = conduct_and_budget(asked, opened)
-    judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget)
+    pool = open_pool(asked, opened)
+    judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget, pool=pool)
     if judge.scorer is not None:
         return ByScore(judge.scorer), None
     again = bool(asked.ask_again)

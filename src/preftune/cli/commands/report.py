@@ -39,7 +39,8 @@ def _parser() -> PlainParser:
     parser = PlainParser(
         prog=PROG,
         description="Show the result of a run on one page: the verdict, answers before and after, curves, alarms, "
-        "data, settings. Several runs are shown side by side. Only files of run directories are read.",
+        "data, settings. Several runs are shown side by side, and a folder of several seeds with the verdict over all "
+        "of them. Only files of run directories are read.",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run directory (--output_dir), or several")
     parser.add_argument(
@@ -74,18 +75,18 @@ def _form(asked: str | None, output: str | None) -> Form:
 
 
 def _text(runs: Sequence[str], form: Form, audit: dict[str, Any] | None) -> str:
-    from preftune.report.reading.run_files import different_names, read_run
+    from preftune.report.reading.seeds import read_runs
 
     if form == "png":
         raise RequestError("Pictures cannot be printed. Name a folder: -o FOLDER.")
-    read = [read_run(folder, name=name) for folder, name in zip(runs, different_names(runs), strict=True)]
+    read, seeds = read_runs(runs)
     if form == "md":
         from preftune.report.markdown import markdown_report
 
-        return markdown_report(read)
+        return markdown_report(read, seeds=seeds)
     from preftune.report.run.page import run_page
 
-    return run_page(read, audit=audit)
+    return run_page(read, audit=audit, seeds=seeds)
 
 
 def _print(text: str) -> None:

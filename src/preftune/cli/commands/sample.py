@@ -6,6 +6,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,13 @@ from preftune.cli.flags.model_flags import (
     tell_prompts,
 )
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.flags.ray_flags import RAY_FLAGS, add_ray_options, open_pool
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
 from preftune.storage.run_lock import locked_file
 
 if TYPE_CHECKING:
-    from preftune.evaluation.labelling.sample import Asked, SampleCounts
-    from preftune.generation.backends import EndpointAnswerer, ModelAnswerer
+    from preftune.evaluation.labelling.sample import Answerer, Asked, SampleCounts
     from preftune.generation.prompts import Prompts
     from preftune.generation.settings import SamplingSettings
 
@@ -41,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     _check(asked)
     endpoint = is_endpoint(asked.model)
     if endpoint:
-        refuse(asked, MODEL_FLAGS, unless="--model is on this machine")
+        refuse(asked, (*MODEL_FLAGS, *RAY_FLAGS), unless="--model is on this machine")
     else:
         refuse(asked, ENDPOINT_FLAGS, unless="--model is openai:NAME@BASE_URL")
 
@@ -100,6 +101,7 @@ def _parser() -> PlainParser:
     local.add_argument("--batch_size", type=int, help="batch size of generation (16)")
     add_model_options(local)
     add_endpoint_options(parser)
+    add_ray_options(parser)
     return parser
 
 
@@ -138,8 +140,18 @@ def _from_model(asked: argparse.Namespace, settings: SamplingSettings) -> Sample
     chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and source.tokenizer.chat_template is not None)
     prompts = _prompts(asked, as_chat=chat)
 
-    batch_size = 16 if asked.batch_size is None else asked.batch_size
-    return _sample(asked, prompts, ModelAnswerer(source, settings, batch_size=batch_size, raw=True))
+    more: dict[str, Any] = {"batch_size": 16 if asked.batch_size is None else asked.batch_size, "raw": True}
+    generator = ModelAnswerer(source, settings, **more)
+    with ExitStack() as opened:
+        pool = open_pool(asked, opened)
+        if pool is None:
+            return _sample(asked, prompts, generator)
+        from preftune.generation.spread.answers import SpreadAnswerer, answering
+
+        work = partial(answering, asked.model, model_options(asked), settings, more)
+        spread = SpreadAnswerer(generator, pool.team(work, gpu=True))
+        opened.callback(spread.release)
+        return _sample(asked, prompts, spread)
 
 
 def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> SampleCounts:
@@ -163,9 +175,7 @@ def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> Sam
         return _sample(asked, prompts, generator, before=before)
 
 
-def _sample(
-    asked: argparse.Namespace, prompts: Prompts, generator: ModelAnswerer | EndpointAnswerer, *, before: Any = None
-) -> SampleCounts:
+def _sample(asked: argparse.Namespace, prompts: Prompts, generator: Answerer, *, before: Any = None) -> SampleCounts:
     from preftune.evaluation.labelling.sample import sample
     from preftune.progress import Counting
 

@@ -8,6 +8,7 @@ judge_flags         the judge
 messages            errors as one paragraph
 model_flags         a local model, or an endpoint
 plain_parser        argparse without abbreviations
+ray_flags           --ray: work on the workers of a cluster
 recipe              YAML recipes
 seeds               --seeds: what each seed's command says
 """
@@ -21,6 +22,7 @@ __all__ = [
     "messages",
     "model_flags",
     "plain_parser",
+    "ray_flags",
     "recipe",
     "seeds",
 ]

@@ -109,8 +109,8 @@ def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | Non
         told = [f"line {entry.line}: {what_of(entry.key, names, prog=prog)}" for entry in unknown]
         if len(told) == 1:
             (entry,) = unknown
-            raise RequestError(f"--config {recipe.path}, line {entry.line}: {what_of(entry.key, names, prog=prog)}")
-        raise RequestError(f"--config {recipe.path} has {len(told)} unknown keys. {' '.join(told)}")
+            raise RequestError(f"The recipe {recipe.path}, line {entry.line}: {what_of(entry.key, names, prog=prog)}")
+        raise RequestError(f"The recipe {recipe.path} has {len(told)} unknown keys. {' '.join(told)}")
     for word in argv:
         flag = word.partition("=")[0]
         if flag.startswith("--") and len(flag) > 2 and _plain(flag[2:]) not in names:
@@ -123,7 +123,7 @@ def check_choices(fields: Sequence[Field], argv: Sequence[str], recipe: Recipe |
     Raises: RequestError with the nearest value.
     """
     known = {_plain(name): field for field in fields for name in (field.name, *field.aliases)}
-    given = [(f"--config {recipe.path}, line {entry.line}: " if recipe else "", entry.key, entry.value)
+    given = [(f"The recipe {recipe.path}, line {entry.line}: " if recipe else "", entry.key, entry.value)
              for entry in (recipe.entries if recipe is not None else ())]  # fmt: skip
     flags: list[tuple[str, str, Any]] = []
     for word, after in zip(argv, [*argv, None][1:], strict=True):

@@ -113,7 +113,7 @@ class FieldParser(HfArgumentParser):
         seen: dict[str, str] = {}
         values = argparse.Namespace()
         for entry in recipe.entries:
-            where = f"--config {recipe.path}, line {entry.line}"
+            where = f"The recipe {recipe.path}, line {entry.line}"
             field = names.get(entry.key)
             if field is None or field in ("config", "help", "allow_env"):
                 raise RequestError(f"{where}: {what_of(entry.key, self._plain_names(), prog=self.prog)}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from preftune.generation.endpoint.client import Conduct
     from preftune.judges.protocol import Question
     from preftune.judges.registry import OpenedJudge
+    from preftune.workers import Pool
 
 JUDGE_FORMS = (
     "openai:MODEL@BASE_URL, local:MODEL (a chat model on this machine), reward:MODEL, rule:MODULE:FUNCTION (four "
@@ -27,6 +28,8 @@ JUDGE_FORMS = (
 
 _CHAT = ("criteria", "judge_max_tokens", "ask_again")
 _LOADED = ("judge_batch_size", "judge_dtype")
+JUDGE_FLAGS = (*_CHAT, *_LOADED, "judge_load_in_4bit", "tie_within", "reward_ensemble")
+"""The flags of `add_judge_options` that have no effect without a judge."""
 
 
 def add_judge_options(parser: PlainParser, *, alone: bool = True) -> None:
@@ -115,8 +118,14 @@ def check_judge(asked: argparse.Namespace, spec: str, *, alone: bool = True, sco
         refuse(asked, ("tie_within",), unless="the judge of an evaluation gives scores (reward:MODEL or a rule)")
 
 
-def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: Conduct, budget: Budget) -> OpenedJudge:
-    """Opens the judge of `--judge` with the flags of `add_judge_options`."""
+def open_asked_judge(
+    asked: argparse.Namespace, opened: ExitStack, *, conduct: Conduct, budget: Budget, pool: Pool | None = None
+) -> OpenedJudge:
+    """Opens the judge of `--judge` with the flags of `add_judge_options`.
+
+    Args:
+        pool: the cluster whose workers do the work; an address is asked from this machine.
+    """
     from preftune.judges.from_scores import TIE_WITHIN
     from preftune.judges.registry import JudgeOptions, judge_kind, open_judge
 
@@ -131,6 +140,7 @@ def open_asked_judge(asked: argparse.Namespace, opened: ExitStack, *, conduct: C
         conduct=conduct,
         budget=budget,
         model={name: value for name, value in model.items() if value},
+        pool=None if judge_kind(asked.judge) == "openai" else pool,
     )
     judge = open_judge(asked.judge, opened, options)
     if asked.tie_within is not None and judge.scorer is None:

@@ -33,6 +33,9 @@ def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
     )
 
 
+_PLACES = ("FILE", "FOLDER", "OUT", "OUT.yaml")
+"""Metavars of flags that name a place in the file system, of which the empty one would be the working directory."""
+
 NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|-(?:inf|nan)$")
 """What is a value and no flag; argparse's own takes -1e-5 for a flag."""
 
@@ -104,6 +107,10 @@ class PlainParser(argparse.ArgumentParser):
             help_ = f"See {self.prog} --help."
             hint = did_you_mean(unknown[0].partition("=")[0], flags, otherwise=help_, shown="{}")
             raise RequestError(f"{self.prog} does not know {unknown[0]!r}. {hint}")
+        for action in self._actions:
+            if action.metavar in _PLACES and str(getattr(values, action.dest)).strip() == "":
+                name = max(action.option_strings, key=len, default=action.metavar)
+                raise RequestError(f"{name} is empty. Name a {'folder' if action.metavar == 'FOLDER' else 'file'}.")
         return values
 
     def error(self, message: str) -> NoReturn:

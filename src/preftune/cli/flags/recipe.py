@@ -90,11 +90,11 @@ def read_recipe(name: str) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except IsADirectoryError:
-        raise RequestError(f"--config {name} is a folder. Name the YAML file in it.") from None
+        raise RequestError(f"The recipe {name} is a folder. Name the YAML file in it.") from None
     except UnicodeDecodeError:
-        raise RequestError(f"--config {name} is not text in UTF-8, so it is not a YAML recipe.") from None
+        raise RequestError(f"The recipe {name} is not text in UTF-8, so it is not a YAML recipe.") from None
     except OSError as error:
-        raise RequestError(f"--config {name} cannot be read: {error.strerror}. Check the path.") from None
+        raise RequestError(f"The recipe {name} cannot be read: {error.strerror}. Check the path.") from None
     try:
         root = yaml.compose(text, Loader=_AsWritten)
         written = yaml.load(text, Loader=_AsWritten)
@@ -103,16 +103,16 @@ def read_recipe(name: str) -> Recipe:
         raise RequestError(_broken(name, error)) from None
     except ValueError as error:  # 0128 is octal in YAML
         raise RequestError(
-            f"--config {name}: a value cannot be read as YAML reads it ({error}). Put it in quotes, or write a number "
-            "without a zero in front."
+            f"The recipe {name}: a value cannot be read as YAML reads it ({error}). Put it in quotes, or write a "
+            "number without a zero in front."
         ) from None
     except RecursionError:
-        raise RequestError(f"--config {name} is nested too deeply. A recipe has 'key: value' lines.") from None
+        raise RequestError(f"The recipe {name} is nested too deeply. A recipe has 'key: value' lines.") from None
     if not isinstance(root, yaml.MappingNode) or not isinstance(written, dict):
-        raise RequestError(f"--config {name} holds no 'key: value' lines. Write for example 'beta: 0.1', one per line.")
+        raise RequestError(f"The recipe {name} holds no 'key: value' lines. Write for example 'beta: 0.1', one a line.")
     environment = typed.pop("env", None) or {}
     if not isinstance(environment, dict):
-        raise RequestError(f"--config {name}: env must hold 'NAME: value' lines.")
+        raise RequestError(f"The recipe {name}: env must hold 'NAME: value' lines.")
     entries = tuple(_entries(name, root, written, typed))
     return Recipe(path, entries, {str(key): str(value) for key, value in environment.items()})
 
@@ -129,7 +129,8 @@ def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: 
     for key_node, _ in root.value:
         key, line = str(key_node.value), key_node.start_mark.line + 1
         if key in lines:
-            raise RequestError(f"--config {name}, line {line}: {key} is already given in line {lines[key]}. Keep one.")
+            where = f"The recipe {name}, line {line}"
+            raise RequestError(f"{where}: {key} is already given in line {lines[key]}. Keep one.")
         lines[key] = line
     for key, value in written.items():
         if key == "env":
@@ -146,7 +147,7 @@ def _broken(name: str, error: yaml.YAMLError) -> str:
     mark = getattr(error, "problem_mark", None)
     where = f", line {mark.line + 1}" if mark is not None else ""
     problem = getattr(error, "problem", None) or " ".join(str(error).split())
-    return f"--config {name}{where}: this is not YAML ({problem}). Check its indentation and quotes."
+    return f"The recipe {name}{where}: this is not YAML ({problem}). Check its indentation and quotes."
 
 
 ALLOW_ENV = "--allow_env"
@@ -174,13 +175,13 @@ def set_environment(values: Mapping[str, str], *, recipe: str, allowed: bool) ->
     for name, value in values.items():
         if not _NAME.fullmatch(name) or "\0" in value:
             raise RequestError(
-                f"--config {recipe}: env: {name!r} cannot be set: a name is letters, digits and underscores, and a "
+                f"The recipe {recipe}: env: {name!r} cannot be set: a name is letters, digits and underscores, and a "
                 "value has no NUL. Remove it."
             )
     moved = [name for name in values if _MOVES.fullmatch(name) and name not in _HARMLESS]
     if moved and not allowed:
         raise RequestError(
-            f"--config {recipe}: env: {', '.join(moved)} would decide where tokens are sent or which programs and "
+            f"The recipe {recipe}: env: {', '.join(moved)} would decide where tokens are sent or which programs and "
             f"libraries are loaded. Remove it, or accept the recipe's variables with {ALLOW_ENV}."
         )
     if values:

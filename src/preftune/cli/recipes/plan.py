@@ -99,7 +99,7 @@ def _plan(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> Pl
 
     options = loading_options(model, config, is_trainable=lora is None)
     config.model_init_kwargs = options
-    trainer = _load(method.trainer)
+    trainer = method.trainer_class()
     name = str(model.model_name_or_path)
     shape, arrives = shape_of_name(
         name, options, lora, trust=config.trust_remote_code, scores=trainer.method == "reward"
@@ -125,7 +125,7 @@ def _request(
     """
     from preftune.cli.flags.field_names import check_names, names_of, spoken_as_flags
     from preftune.cli.flags.recipe import find_recipe
-    from preftune.cli.train.train_command import parser_of
+    from preftune.cli.train.train_command import off_device, parser_of
 
     recipe = find_recipe(words)
     names = names_of(method.data_arguments, method.model_arguments, method.config)
@@ -136,10 +136,7 @@ def _request(
         values = parser.parse(words, recipe)
         wanted = argparse.Namespace(**vars(values))
         values.output_dir = values.output_dir or method.output_dir
-        values.bf16, values.fp16, values.use_cpu, values.tf32 = None, False, True, None
-        if hasattr(values, "guard"):
-            values.guard = "off"
-        values.report_to = "none"
+        off_device(values)
         data, model = (parser.build(kind, values) for kind in (method.data_arguments, method.model_arguments))
         if not model.model_name_or_path:
             raise RequestError(
@@ -197,20 +194,15 @@ def _groups(
 ) -> tuple[Any, GroupDataset]:
     """The tokenizer (None without data), and the rows as they will be trained."""
     from preftune.data import GroupDataset
-    from preftune.models.load import load_tokenizer
     from preftune.types import Label, Preference, TokenizedGroup
 
     if asked.prompt_tokens is None:
-        from preftune.cli.train.train_command import Request
+        from preftune.cli.train.train_command import Request, tokenizer_of
 
-        train, _ = method.open_data(Request(data, model, config, words))
-        tokenizer = load_tokenizer(
-            str(model.model_name_or_path),
-            revision=model.revision,
-            trust_remote_code=config.trust_remote_code,
-            base_model=model.base_model,
-        )
-        return tokenizer, trainer.groups_of(train, tokenizer, config)
+        request = Request(data, model, config, words)
+        train, _ = method.open_data(request)
+        tokenizer = tokenizer_of(request)
+        return tokenizer, trainer.groups_of(train, tokenizer, config)[0]
     prompt, answer = asked.prompt_tokens, asked.completion_tokens
     paired = trainer.method in ("dpo", "reward")
     completions = ([7] * answer,) if not paired else ([7] * answer, [8] * answer)

@@ -1,15 +1,17 @@
-"""What is left to do for a run that has ended: its held-out figures and its page."""
+"""What is left to do for a run that has ended or was stopped: figures, page, how to continue."""
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
 from preftune.cli.flags.messages import tell
-from preftune.errors import PreftuneError
+from preftune.errors import PreftuneError, RequestError
 
 if TYPE_CHECKING:
     from preftune.training.trainers.recorded import RecordedTrainer
@@ -89,3 +91,59 @@ def judged_lines(metrics: Mapping[str, float], output: str) -> list[str]:
                 f"interval {low:.1%} to {high:.1%})."
             )
     return lines
+
+
+def stopped(name: str, words: Sequence[str], output: Path) -> str:
+    """What a stopped run leaves, and the command that continues it.
+
+    Args:
+        name, words: the command line.
+        output: the run directory.
+    """
+    from preftune.storage.run_directory import run_facts
+    from preftune.training.record.earlier_run import checkpoints_in, run_id_of
+    from preftune.training.record.manifest import DamagedError, read_manifest
+
+    own, kept = run_id_of(run_facts(output)), None
+    for _, folder in checkpoints_in(output):
+        try:
+            manifest = read_manifest(folder)
+        except DamagedError:
+            continue
+        if manifest is not None and manifest.run == own:
+            kept = folder
+            break
+    if kept is None:
+        return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
+    again = shlex.join(["preftune", name, *words, "--resume"])  # the last of two --resume counts
+    return f"Stopped. {kept} is kept. Continue from it with: {again}"
+
+
+def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
+    """`--resume` and `--resume_from_checkpoint` as a trainer takes them: a folder, True (the last one), "auto" or None.
+    A missing checkpoint is an error before anything is loaded.
+    """
+    from preftune.cli.flags.field_parser import LAST
+    from preftune.training.record.earlier_run import checkpoints_in
+    from preftune.training.record.resuming import AUTO
+
+    asked = values.resume if values.resume is not None else values.resume_from_checkpoint
+    if asked is None or str(asked).lower() in ("false", "none"):
+        return None
+    if str(asked).lower() == AUTO:
+        return AUTO
+    if asked != LAST and str(asked).lower() != "true":
+        folder = Path(str(asked)).expanduser()
+        if not (folder / "trainer_state.json").is_file():
+            raise RequestError(
+                f"--resume {asked} is not a checkpoint (it has no trainer_state.json). Name a checkpoint-N folder of "
+                "the run, or give --resume without a value for the last one in --output_dir."
+            )
+        return str(folder)
+    output = Path(values.output_dir).expanduser()
+    if not checkpoints_in(output):
+        raise RequestError(
+            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
+            "(--resume auto starts from the beginning)."
+        )
+    return True

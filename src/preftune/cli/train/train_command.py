@@ -7,7 +7,8 @@ import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from preftune.cli.flags.field_names import Field, check_choices, check_names, fi
 from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
-from preftune.cli.train.ended_run import held_out_metrics, judged_lines, leave, write_page
+from preftune.cli.train.ended_run import asked_checkpoint, held_out_metrics, judged_lines, leave, stopped, write_page
 from preftune.errors import PlanOnlyError, PreftuneError, RequestError
 from preftune.log import say, show_details, warn
 
@@ -60,6 +61,10 @@ class Method:
     @property
     def prog(self) -> str:
         return f"preftune {self.name}"
+
+    def trainer_class(self) -> Any:
+        """The trainer, imported now."""
+        return _load(self.trainer)
 
     def fields(self) -> list[Field] | None:
         """Every field that is a flag, read without importing the configurations; None if a source cannot be read."""
@@ -132,26 +137,38 @@ def run(method: Method, argv: Sequence[str]) -> int:
         fields = method.fields()
         print(parser_of(method).format_help() if fields is None else page(method.prog, fields), end="")
         return 0
+    with speaking_flags(method):
+        return _train(method, requested(method, argv))
+
+
+@contextmanager
+def speaking_flags(method: Method) -> Iterator[None]:
+    """Errors of a request name flags as they are typed."""
+    try:
+        yield
+    except RequestError as error:
+        names = names_of(method.data_arguments, method.model_arguments, method.config)
+        raise spoken_as_flags(error, names or ()) from error
+
+
+def requested(method: Method, argv: Sequence[str], *, elsewhere: bool = False) -> Request:
+    """Flags and their recipe as checked settings; the recipe's environment is set.
+
+    Args:
+        elsewhere: the model is computed on other machines, so flags of the device are not checked on this one.
+    """
     recipe = find_recipe(argv)
     names = names_of(method.data_arguments, method.model_arguments, method.config)
     if names is not None:
         check_names(names, argv, recipe, prog=method.prog)
         check_choices(method.fields() or (), argv, recipe)
-    try:
-        return _run(method, argv, recipe)
-    except RequestError as error:
-        raise spoken_as_flags(error, names or ()) from error
-
-
-def _run(method: Method, argv: Sequence[str], recipe: Recipe | None) -> int:
     if recipe is not None:
         from preftune.cli.flags.recipe import ALLOW_ENV, set_environment
 
         allowed = ALLOW_ENV in argv or ALLOW_ENV.replace("_", "-") in argv
         # before torch and the hub client read theirs
         set_environment(recipe.environment, recipe=str(recipe.path), allowed=allowed)
-    request = read_request(method, argv, recipe)
-    return _train(method, request)
+    return read_request(method, argv, recipe, elsewhere=elsewhere)
 
 
 def _train(method: Method, request: Request) -> int:
@@ -172,15 +189,15 @@ def _train(method: Method, request: Request) -> int:
             print("\n".join(train_seeds(method.name, words, request.seeds, Path(output), tell=tell)))
         return 0
     with locked(output, writes=os.environ.get("RANK", "0") == "0"):
-        trainer, progress = _prepare(method, request)
+        trainer, progress = prepare(method, request)
         say(f"writing to {output} (all notes: its run.json, or --verbose).")
         try:
             trainer.train(resume_from_checkpoint=request.config.resume_from_checkpoint)
             return _finish(method, trainer, request) if not trainer.nothing_to_do else leave(trainer, request.report)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(_stopped(method, request)) from stop
+            raise KeyboardInterrupt(stopped(method.name, request.words, Path(str(request.config.output_dir)))) from stop
         except StoppedError as stop:
-            tell(_stopped(method, request))
+            tell(stopped(method.name, request.words, Path(str(request.config.output_dir))))
             return stop.exit_code
         finally:
             progress.close()
@@ -189,13 +206,23 @@ def _train(method: Method, request: Request) -> int:
 def _plan_only(method: Method, request: Request) -> int:
     """Prints the plan of the run (the trainer's first note) and leaves nothing behind."""
     try:
-        _prepare(method, request)
+        prepare(method, request)
     except PlanOnlyError as stop:
         return stop.exit_code
     raise PreftuneError(f"{method.prog} did not stop after its plan. Please report this.")
 
 
-def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = None) -> Request:
+def off_device(values: argparse.Namespace) -> None:
+    """Resets what depends on the device, for settings that are read where nothing is computed."""
+    values.bf16, values.fp16, values.use_cpu, values.tf32 = None, False, True, None
+    if hasattr(values, "guard"):
+        values.guard = "off"
+    values.report_to = "none"
+
+
+def read_request(
+    method: Method, argv: Sequence[str], recipe: Recipe | None = None, *, elsewhere: bool = False
+) -> Request:
     """Reads flags and recipe into checked settings.
 
     Raises:
@@ -210,6 +237,8 @@ def read_request(method: Method, argv: Sequence[str], recipe: Recipe | None = No
         values.output_dir = method.output_dir
     if values.disable_tqdm is None and not sys.stderr.isatty():
         values.disable_tqdm = True  # plain lines in a log
+    if elsewhere:
+        off_device(values)
     values.resume_from_checkpoint = asked_checkpoint(values)
     data, model = parser.build(method.data_arguments, values), parser.build(method.model_arguments, values)
     help = f"See {method.prog} --help."
@@ -236,22 +265,23 @@ def _say_remote_code(recipe: Recipe) -> None:
             )
 
 
-def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
-    """Does everything cheap first: errors are reported before a model is loaded."""
+def prepare(method: Method, request: Request, given: tuple[Any, Any] | None = None) -> tuple[Any, Any]:
+    """Does everything cheap first: errors are reported before a model is loaded.
+
+    Args:
+        given: instead of the training and held-out data of the request.
+    """
     from preftune.cli.display.progress import show_progress
-    from preftune.models.load import load_tokenizer
     from preftune.models.locate import locate
 
     data, model, config = request.data, request.model, request.config
     name, revision = str(model.model_name_or_path), model.revision
     locate(name, revision=revision)
     lora = model.lora_config()
-    train, held_out = method.open_data(request)
-    tokenizer = load_tokenizer(
-        name, revision=revision, trust_remote_code=config.trust_remote_code, base_model=model.base_model
-    )
+    train, held_out = method.open_data(request) if given is None else given
+    tokenizer = tokenizer_of(request)
     config.model_init_kwargs = loading_options(model, config, is_trainable=lora is None)
-    trainer = _load(method.trainer)(
+    trainer = method.trainer_class()(
         model=name,  # by name: the trainer tokenises first and loads then
         args=config,
         train_dataset=train,
@@ -268,6 +298,19 @@ def _prepare(method: Method, request: Request) -> tuple[Any, Any]:
         skipped = [name for name, buffer in policy.named_buffers() if buffer.dtype == torch.bool]
         policy._ddp_params_and_buffers_to_ignore = skipped
     return trainer, progress
+
+
+def tokenizer_of(request: Request) -> Any:
+    """The tokenizer of the model."""
+    from preftune.models.load import load_tokenizer
+
+    model = request.model
+    return load_tokenizer(
+        str(model.model_name_or_path),
+        revision=model.revision,
+        trust_remote_code=request.config.trust_remote_code,
+        base_model=model.base_model,
+    )
 
 
 def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
@@ -321,58 +364,6 @@ def loading_options(model: ModelArguments, config: Any, *, is_trainable: bool) -
             "bnb_4bit_quant_storage": model.bnb_4bit_quant_storage,
         }
     return {**options, **(config.model_init_kwargs or {})}
-
-
-def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:
-    """`--resume` and `--resume_from_checkpoint` as a trainer takes them: a folder, True (the last one), "auto" or None.
-    A missing checkpoint is an error before anything is loaded.
-    """
-    from preftune.cli.flags.field_parser import LAST
-    from preftune.training.record.earlier_run import checkpoints_in
-    from preftune.training.record.resuming import AUTO
-
-    asked = values.resume if values.resume is not None else values.resume_from_checkpoint
-    if asked is None or str(asked).lower() in ("false", "none"):
-        return None
-    if str(asked).lower() == AUTO:
-        return AUTO
-    if asked != LAST and str(asked).lower() != "true":
-        folder = Path(str(asked)).expanduser()
-        if not (folder / "trainer_state.json").is_file():
-            raise RequestError(
-                f"--resume {asked} is not a checkpoint (it has no trainer_state.json). Name a checkpoint-N folder of "
-                "the run, or give --resume without a value for the last one in --output_dir."
-            )
-        return str(folder)
-    output = Path(values.output_dir).expanduser()
-    if not checkpoints_in(output):
-        raise RequestError(
-            f"--resume: there is no checkpoint in {output}. Name the run with --output_dir, or leave --resume out "
-            "(--resume auto starts from the beginning)."
-        )
-    return True
-
-
-def _stopped(method: Method, request: Request) -> str:
-    """What a stopped run leaves, and the command that continues it."""
-    from preftune.storage.run_directory import run_facts
-    from preftune.training.record.earlier_run import checkpoints_in, run_id_of
-    from preftune.training.record.manifest import DamagedError, read_manifest
-
-    output = Path(str(request.config.output_dir))
-    own, kept = run_id_of(run_facts(output)), None
-    for _, folder in checkpoints_in(output):
-        try:
-            manifest = read_manifest(folder)
-        except DamagedError:
-            continue
-        if manifest is not None and manifest.run == own:
-            kept = folder
-            break
-    if kept is None:
-        return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
-    again = shlex.join(["preftune", method.name, *request.words, "--resume"])  # the last of two --resume counts
-    return f"Stopped. {kept} is kept. Continue from it with: {again}"
 
 
 def parser_of(method: Method) -> Any:

@@ -5,8 +5,9 @@ the same pairs.
 
     convert   the conversion and its manifest
     filters   selection of pairs: duplicates, lengths, margins, samples
+    passes    both passes over blocks of rows
     use_case  selection by topic, keyword, language or rule
     write     JSONL and Parquet, byte for byte the same
 """
 
-__all__ = ["convert", "filters", "write"]
+__all__ = ["convert", "filters", "passes", "write"]

@@ -8,33 +8,42 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.data.conversion.filters import REASONS, Decision, Facts, Filters, decide, is_blank
-from preftune.data.conversion.use_case import UseCase
-from preftune.data.conversion.write import PairWriter, Shape, beside, check_output, outputs_of
+from preftune.data.conversion.filters import REASONS, Decision, Facts, Filters, decide
+from preftune.data.conversion.passes import (
+    EXAMPLES,
+    Here,
+    Kept,
+    Rows,
+    Seen,
+    blocks_here,
+    blocks_to_send,
+    look,
+    use_case_of,
+    written,
+)
+from preftune.data.conversion.write import PairWriter, Part, beside, check_output, outputs_of
 from preftune.data.formats import LEFT
-from preftune.data.pairs.canonical_row import canonical_row, reads_back, with_json_texts
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.row_reader import Attempt
 from preftune.data.pairs.stream import PairStream
 from preftune.errors import ConfigError, DatasetError
 from preftune.log import warn
 from preftune.storage.atomic import sha256_of, write_whole
-from preftune.types import PreferencePair
 from preftune.version import __version__
+from preftune.workers import Team
+from preftune.workers.team import in_order
 
 _SHOW_PROGRESS = 2000
 """Minimum number of rows for a progress bar (on a terminal only)."""
-_EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +62,6 @@ class Input:
         return self.pairs.rows_read if isinstance(self.pairs, PairStream) else len(self.pairs.raw)
 
 
-@dataclass(slots=True)
-class _Seen:
-    """The result of the first pass."""
-
-    facts: Facts = field(default_factory=Facts)
-    shape: Shape = field(default_factory=Shape)
-    problems: list[str] = field(default_factory=list)
-    begins: list[int] = field(default_factory=list)
-    """The first position of each input."""
-    rows: array[int] = field(default_factory=lambda: array("q"))
-    """The row number of each position."""
-
-
 def convert_pairs(
     inputs: Sequence[Input],
     output: Path,
@@ -74,6 +70,7 @@ def convert_pairs(
     strict: bool = False,
     overwrite: bool = False,
     options: Mapping[str, Any] | None = None,
+    team: Team | None = None,
 ) -> dict[str, Any]:
     """Writes the kept pairs, the held-out pairs, and a manifest.
 
@@ -85,6 +82,7 @@ def convert_pairs(
         strict: raise at the first row that is not a preference.
         overwrite: replace or remove files with these names.
         options: the options with which the inputs were opened, for the manifest.
+        team: workers that do `passes.working`.
     Returns: the manifest.
     Raises:
         ConfigError: the output has no known ending, exists already, or is an input.
@@ -94,7 +92,9 @@ def convert_pairs(
     check_output(output)
     stale = beside(output, "held-out") if filters.split is None else None
     _check_free(inputs, outputs_of(output, split=True), stale, overwrite=overwrite)
-    seen = _look(inputs, filters, strict=strict, parquet=output.name.endswith(".parquet"))
+    parquet = output.name.endswith(".parquet")
+    passes = _Passes(inputs, filters, parquet, team)
+    seen, begins = passes.look(strict=strict)
     decision = decide(seen.facts, filters)
     if not decision.kept.any():
         counts = "; ".join(f"{len(rows):,}: {REASONS[reason]}" for reason, rows in decision.dropped.items())
@@ -104,18 +104,11 @@ def convert_pairs(
         writers = [stack.enter_context(PairWriter(output, seen.shape))]
         if filters.split is not None:
             writers.append(stack.enter_context(PairWriter(beside(output, "held-out"), seen.shape)))
-        for position, attempt in enumerate(_attempts(inputs, "Writing")):
-            if position >= len(seen.facts) or (seen.facts.codes[position] == 0 and attempt.pair is None):
-                raise DatasetError(
-                    "The dataset changed while it was being converted. Run the conversion again when nothing is "
-                    "writing to it."
-                )
-            if decision.kept[position]:
-                assert attempt.pair is not None
-                writer = writers[int(decision.held_out[position])]
-                writer.write(attempt)
+        for parts in passes.write(seen, decision):
+            for writer, part in zip(writers, parts, strict=False):
+                writer.write(part)
         written = [writer.finish() for writer in writers]
-        manifest = _manifest(inputs, seen, decision, filters, written, {**(options or {}), "strict": strict})
+        manifest = _manifest(inputs, seen, begins, decision, filters, written, {**(options or {}), "strict": strict})
         for writer in writers:
             writer.keep()
     text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
@@ -140,55 +133,79 @@ def _check_free(inputs: Sequence[Input], outputs: Sequence[Path], stale: Path | 
             raise ConfigError(f"{path} exists already. Give another output, or --overwrite to replace it.")
 
 
-def _attempts(inputs: Sequence[Input], doing: str) -> Iterator[Attempt]:
+class _Passes:
+    """Both passes over all rows, in this process or on the workers of a team."""
+
+    def __init__(self, inputs: Sequence[Input], filters: Filters, parquet: bool, team: Team | None) -> None:
+        self._inputs, self._filters, self._parquet, self._team = inputs, filters, parquet, team
+
+    def look(self, *, strict: bool) -> tuple[Seen, list[int]]:
+        """What is known of every row, and the first position of each input.
+
+        Raises: DatasetError: (strict) a row is not a preference.
+        """
+        near = self._filters.dedupe == "near"
+        seen, begins = Seen(Facts(near=near)), list[int]()
+        use_case = use_case_of(self._filters)
+        for dataset, entry in enumerate(self._inputs):
+            leaves = use_case.of(entry.pairs, entry.name)
+            begins.append(len(seen.facts))
+            found: Iterator[Seen]
+            if self._team is None:
+                blocks = self._here(entry, "Reading")
+                found = (look(block, leaves, near=near, parquet=self._parquet) for block in blocks)
+            else:
+                found = in_order(self._team.compute((dataset, rows, None) for rows in self._sent(entry, "Reading")))
+            for part in found:
+                seen.extend(part)
+                if strict and seen.problems:
+                    raise DatasetError(seen.problems[0])
+        use_case.seen.update(seen.topics)
+        use_case.check()
+        return seen, begins
+
+    def write(self, seen: Seen, decision: Decision) -> Iterator[tuple[Part, Part]]:
+        """What is written of every block, in order: the pairs that stay, and those that are held out.
+
+        Raises: DatasetError if the rows are no longer those of the first pass.
+        """
+        sound, at = np.asarray(seen.facts.codes) == 0, 0
+
+        def kept(rows: int) -> Kept:
+            nonlocal at
+            part = slice(at, at + rows)
+            at += rows
+            return Kept(sound[part], decision.kept[part], decision.held_out[part], seen.shape, self._parquet)
+
+        for dataset, entry in enumerate(self._inputs):
+            if self._team is None:
+                yield from (written(block, kept(len(block.read))) for block in self._here(entry, "Writing"))
+            else:
+                blocks = ((dataset, rows, kept(len(rows.numbers))) for rows in self._sent(entry, "Writing"))
+                yield from in_order(self._team.compute(blocks))
+
+    def _here(self, entry: Input, doing: str) -> Iterator[Here]:
+        return blocks_here(_shown(entry, entry.pairs.attempts(), doing))
+
+    def _sent(self, entry: Input, doing: str) -> Iterator[Rows]:
+        if isinstance(entry.pairs, PairStream):
+            raise ConfigError("--streaming reads the rows in this process. Leave it or --ray out.")
+        conditions = bool(self._filters.topics or self._filters.rule) and doing == "Reading"
+        yield from blocks_to_send(entry.pairs, with_raw=conditions)
+
+
+def _shown(entry: Input, attempts: Iterator[Attempt], doing: str) -> Iterator[Attempt]:
     from tqdm.auto import tqdm
 
-    for entry in inputs:
-        total = len(entry.pairs) if isinstance(entry.pairs, PairDataset) else None
-        show = None if total is None or total >= _SHOW_PROGRESS else True  # None: on a terminal only
-        yield from tqdm(entry.pairs.attempts(), desc=f"{doing} {entry.name}", unit="row", total=total, disable=show)
-
-
-def _look(inputs: Sequence[Input], filters: Filters, *, strict: bool, parquet: bool) -> _Seen:
-    """The first pass: collects the facts about every pair."""
-    seen = _Seen(Facts(near=filters.dedupe == "near"))
-    use_case = UseCase(filters.topics, filters.keywords, filters.languages, filters.rule)
-    for entry in inputs:
-        leaves = use_case.of(entry.pairs, entry.name)
-        seen.begins.append(len(seen.facts))
-        for attempt in _attempts([entry], "Reading"):
-            seen.rows.append(attempt.row)
-            if attempt.pair is None:
-                if strict:
-                    raise DatasetError(attempt.problem)
-                seen.facts.add_none("no_preference")
-                if len(seen.problems) < _EXAMPLES:
-                    seen.problems.append(attempt.problem)
-                continue
-            row = canonical_row(attempt.pair, attempt.strength, attempt.ratings, attempt.gold)
-            reason = _fault(attempt.pair, row, parquet=parquet) or leaves(attempt.pair)
-            seen.facts.add(attempt.pair, attempt.strength, reason)
-            if reason is None:
-                seen.shape.add(row)
-    use_case.check()
-    return seen
-
-
-def _fault(pair: PreferencePair, row: Mapping[str, Any], *, parquet: bool) -> str | None:
-    """Why a pair states no preference, or cannot be written; None if it can be kept."""
-    if is_blank(pair.chosen) or is_blank(pair.rejected):
-        return "empty"
-    if pair.chosen == pair.rejected:
-        return "identical"
-    if pair.prompt == []:
-        return "no_shared_prompt"
-    sound = reads_back(row, pair) and (not parquet or reads_back(with_json_texts(row), pair))
-    return None if sound else "unlike_itself"
+    total = len(entry.pairs) if isinstance(entry.pairs, PairDataset) else None
+    show = None if total is None or total >= _SHOW_PROGRESS else True  # None: on a terminal only
+    yield from tqdm(attempts, desc=f"{doing} {entry.name}", unit="row", total=total, disable=show)
 
 
 def _manifest(
     inputs: Sequence[Input],
-    seen: _Seen,
+    seen: Seen,
+    begins: Sequence[int],
     decision: Decision,
     filters: Filters,
     written: list[dict[str, Any]],
@@ -211,7 +228,7 @@ def _manifest(
                 "reason": reason,
                 "what": REASONS[reason],
                 "count": len(positions),
-                "rows": _first_places(positions, inputs, seen),
+                "rows": _first_places(positions, inputs, seen, begins),
             }
             for reason, positions in decision.dropped.items()
         ],
@@ -242,16 +259,18 @@ def _describe(entry: Input) -> dict[str, Any]:
     return described
 
 
-def _first_places(positions: NDArray[np.int64], inputs: Sequence[Input], seen: _Seen) -> list[int | str]:
+def _first_places(
+    positions: NDArray[np.int64], inputs: Sequence[Input], seen: Seen, begins: Sequence[int]
+) -> list[int | str]:
     """The first few rows; a row that makes several pairs is named once."""
-    places = dict.fromkeys(_place(int(position), inputs, seen) for position in positions[:1000])
-    return list(places)[:_EXAMPLES]
+    places = dict.fromkeys(_place(int(position), inputs, seen, begins) for position in positions[:1000])
+    return list(places)[:EXAMPLES]
 
 
-def _place(position: int, inputs: Sequence[Input], seen: _Seen) -> int | str:
+def _place(position: int, inputs: Sequence[Input], seen: Seen, begins: Sequence[int]) -> int | str:
     """A row's number, with the dataset's name if there are several."""
     row = seen.rows[position]
     if len(inputs) == 1:
         return row
-    index = max(place for place, begin in enumerate(seen.begins) if begin <= position)
+    index = max(place for place, begin in enumerate(begins) if begin <= position)
     return f"{inputs[index].name} row {row}"

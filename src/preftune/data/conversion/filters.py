@@ -108,6 +108,13 @@ class Filters:
         }
 
 
+_ARRAYS = (
+    "prompts", "chosen", "rejected", "split_keys", "chosen_lengths", "rejected_lengths", "strengths", "margins",
+    "agreements", "codes",
+)  # fmt: skip
+"""The numbers of `Facts` that do not depend on other rows."""
+
+
 class Facts:
     """The facts kept about every pair while all are read: hashes and numbers, under 100 bytes per pair, 900 with
     `near`.
@@ -145,6 +152,17 @@ class Facts:
         self.codes.append(0 if reason is None else _CODES[reason])
         if self.sketches is not None:
             self.sketches.add(*(text_of(side) for side in (pair.prompt, pair.chosen, pair.rejected)))
+
+    def extend(self, other: Facts) -> None:
+        """Adds the facts of the rows that follow."""
+        for name in _ARRAYS:
+            getattr(self, name).extend(getattr(other, name))
+        numbers = {-1: -1}
+        for name, number in other.source_names.items():
+            numbers[number] = self.source_names.setdefault(name, len(self.source_names))
+        self.sources.extend(numbers[number] for number in other.sources)
+        if self.sketches is not None and other.sketches is not None:
+            self.sketches.extend(other.sketches)
 
     def add_none(self, reason: str) -> None:
         """Adds a row without a pair."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from preftune.data.formats.apply import RATINGS
 from preftune.data.pairs.canonical_row import CANONICAL_ROW, canonical_row, with_json_texts
@@ -39,6 +39,13 @@ class Shape:
         self.turns |= isinstance(row["chosen"], list)
         self.plain = self.plain and all(_plain(row[side]) for side in ("prompt", "chosen", "rejected"))
 
+    def widen(self, other: Shape) -> None:
+        """Widens the shape to hold what another holds."""
+        self.columns |= other.columns
+        self.texts |= other.texts
+        self.turns |= other.turns
+        self.plain = self.plain and other.plain
+
     @property
     def names(self) -> list[str]:
         return [name for name in CANONICAL_ROW if name in self.columns]
@@ -65,6 +72,25 @@ def beside(path: Path, word: str) -> Path:
     return path.with_name(f"{path.name.removesuffix(ending)}.{word}{ending}")
 
 
+class Part(NamedTuple):
+    """Pairs, ready to be written."""
+
+    pairs: int
+    lines: bytes
+    rows: list[dict[str, Any]]
+    """For Parquet, in place of lines."""
+
+
+def part_of(attempts: Sequence[Attempt], shape: Shape, *, parquet: bool) -> Part:
+    """Rows with pairs, as they are written to a file of this shape."""
+    rows = [canonical_row(a.pair, a.strength, a.ratings, a.gold) for a in attempts if a.pair is not None]
+    if parquet:
+        return Part(len(rows), b"", rows)
+    names = shape.names
+    lines = [json.dumps({name: row.get(name) for name in names}, ensure_ascii=False, allow_nan=False) for row in rows]
+    return Part(len(rows), "".join(f"{line}\n" for line in lines).encode("utf-8"), [])
+
+
 class PairWriter:
     """Writes a file under a temporary name; `keep` renames it, and otherwise it is removed."""
 
@@ -72,7 +98,6 @@ class PairWriter:
         self.path = path
         self.shape = shape
         self.pairs = 0
-        self._names = shape.names
         self._temporary = temporary_beside(path)
         self._file: Any = self._temporary.open("wb")
         self._lines: Any = None
@@ -95,15 +120,13 @@ class PairWriter:
         finally:
             self._temporary.unlink(missing_ok=True)
 
-    def write(self, attempt: Attempt) -> None:
-        assert attempt.pair is not None
-        row = canonical_row(attempt.pair, attempt.strength, attempt.ratings, attempt.gold)
-        self.pairs += 1
-        if self._table is not None:
+    def write(self, part: Part) -> None:
+        self.pairs += part.pairs
+        if self._table is None:
+            self._lines.write(part.lines)
+            return
+        for row in part.rows:
             self._table.add(row)
-        else:
-            line = json.dumps({name: row.get(name) for name in self._names}, ensure_ascii=False, allow_nan=False)
-            self._lines.write(line.encode("utf-8") + b"\n")
 
     def finish(self) -> dict[str, Any]:
         """Completes the file and describes it: name, pairs, bytes, sha256."""

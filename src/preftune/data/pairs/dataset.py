@@ -91,7 +91,11 @@ class PairDataset(RowDataset[PreferencePair]):
 
     def attempts(self) -> Iterator[Attempt]:
         """Every row with its pair or its problem, and its strength."""
-        gold = [GOLD] if GOLD in self.rows.column_names else []
-        for batch in self.row_batches(1000, (*self.reader.scores, *self.reader.ratings, *gold)):
+        for batch in self.row_batches(1000, self.columns_of_attempts()):
             for number, row in batch:
                 yield self.reader.attempt(row, number)
+
+    def columns_of_attempts(self) -> list[str]:
+        """The columns that `attempts` reads."""
+        gold = [GOLD] if GOLD in self.rows.column_names else []
+        return list(dict.fromkeys((*self.reader.needed, *self.reader.scores, *self.reader.ratings, *gold)))

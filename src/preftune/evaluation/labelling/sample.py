@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from preftune.amounts import counted
 from preftune.errors import RequestError
@@ -24,9 +24,12 @@ from preftune.generation.backends import EndpointAnswerer, ModelAnswerer
 from preftune.generation.prompts import Prompt, Prompts
 from preftune.generation.protocol import Answer
 from preftune.generation.settings import resolved
+from preftune.generation.spread.answers import SpreadAnswerer
 from preftune.generation.thoughts import split_thoughts
-from preftune.storage.jsonl import cut_torn_line, digest, prepare_folder, read_lines, write_json
+from preftune.storage.jsonl import cut_torn_line, digest, prepare_folder, read_lines, write_json, write_lines
 from preftune.version import __version__
+
+Answerer: TypeAlias = ModelAnswerer | SpreadAnswerer | EndpointAnswerer
 
 
 class Asked(NamedTuple):
@@ -92,7 +95,7 @@ def manifest_of(path: Path) -> Path:
 
 def sample(
     prompts: Prompts,
-    generator: ModelAnswerer | EndpointAnswerer,
+    generator: Answerer,
     path: str | Path,
     *,
     k: int,
@@ -126,10 +129,18 @@ def sample(
         before([asked[number] for number in missing])
     ask = partial(generator.answer, [one.prompt.prompt for one in asked], [one.row for one in asked])
     store.complete(keys, ask, record=lambda number, answer: _row(asked[number], answer), progress=progress)
+    _put_in_order(path, keys)
     counts = count(path, new=len(missing))
     manifest = json.loads(manifest_of(path).read_text(encoding="utf-8"))
     write_json(manifest_of(path), {**manifest, "counts": {k: v for k, v in asdict(counts).items() if k != "new"}})
     return counts
+
+
+def _put_in_order(path: Path, keys: Sequence[str]) -> None:
+    """Sorts the complete file by prompt and number: answers were written when they came."""
+    rows = {f"{row['key']}-{row['sample']}": row for row in read_samples(path)}
+    if list(rows) != list(keys):
+        write_lines(path, (rows[key] for key in keys))
 
 
 def count(path: Path, *, new: int = 0) -> SampleCounts:
@@ -180,10 +191,12 @@ def _is_sample(row: Mapping[str, Any]) -> bool:
     return all(isinstance(row.get(name), kind) for name, kind in types.items())
 
 
-def _settings_of(generator: ModelAnswerer | EndpointAnswerer) -> dict[str, Any]:
+def _settings_of(generator: Answerer) -> dict[str, Any]:
     """All that shapes an answer, as JSON: a model by its content, the resolved generation config, the tokenizer and its
     chat template.
     """
+    if isinstance(generator, SpreadAnswerer):
+        return dict(generator.ask(_settings_of))
     if not isinstance(generator, ModelAnswerer):
         return {**generator.identity(), "generation": asdict(generator.settings)}
     from preftune.reference.fingerprint import fingerprint

@@ -12,6 +12,7 @@
     over_seeds    the win rate of several seeds' models
     pair_logps    log-probabilities of pairs under both models
     run           the comparison: generate, judge, count
+    spread_sides  both sides on the workers of a cluster
     summary       eval/summary.json: the win rate, the verdict and the reasons
     types         AnsweredRow, JudgedRow, Outcome
     verdict_record  the verdict in summary.json and in the model card
@@ -25,6 +26,7 @@ __all__ = [
     "over_seeds",
     "pair_logps",
     "run",
+    "spread_sides",
     "summary",
     "types",
     "verdict_record",

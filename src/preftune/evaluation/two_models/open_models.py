@@ -77,6 +77,7 @@ class Matchup:
         """Lets go of all weights; they are loaded again when they are needed again."""
         for side in self.generate.sides.values():
             side.release()
+        self.generate.release()
 
     def takes_conversations(self) -> bool:
         """Whether a text prompt can be a user's turn on both sides."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple, TypeAlias
 
 from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
+from preftune.report.reading.seeds import Seeds
 from preftune.statistics.verdict_names import BELOW_BAR, FORGETFUL
 from preftune.statistics.verdict_rules import decide
-from preftune.storage.untrusted_json import Figures, at, items, number, sentences, text, truth
+from preftune.storage.untrusted_json import Figures, at, items, mapping, number, sentences, text, truth
 
 Tone: TypeAlias = Literal["good", "bad", "unsure", "none"]
 
@@ -66,6 +68,31 @@ def headline(run: Run) -> Headline:
         rate,
         f"{rate.confidence:.0%} interval {rate.low:.1%} to {rate.high:.1%}. {counted} {against}.",
     )
+
+
+def headline_over_seeds(seeds: Seeds, count: int) -> Headline:
+    """The verdict on the win rate over all seeds; without an evaluation, the number of seeds."""
+    rate = rate_in(mapping(seeds.summary.get("win_rate")))
+    if rate is None:
+        return Headline("none", f"{count} seeds,", "and not judged together yet", None, "")
+    level = number(seeds.summary.get("level"))
+    tone: Tone = "good" if level == 4 else "bad" if level is not None and level < 2 else "unsure"
+    verdicts = Counter(text(name) for name in mapping(seeds.summary.get("verdicts")).values())
+    of_seeds = ", ".join(f"{times} {name}" for name, times in verdicts.items())
+    return Headline(
+        tone,
+        f"{seeds.verdict[:1].upper()}{seeds.verdict[1:]}:" if seeds.verdict else "Judged:",
+        f"{count} seeds win {rate.rate:.1%} of comparisons",
+        rate,
+        f"{rate.confidence:.0%} interval over prompts and seeds {rate.low:.1%} to {rate.high:.1%}. Verdicts of the "
+        f"seeds: {of_seeds}.",
+    )
+
+
+def spreads(seeds: Seeds) -> list[str]:
+    """The held-out figures over all seeds, a line each."""
+    names = ("loss", "rewards/margins", "rewards/accuracies", "mean_token_accuracy")
+    return [f"{name}: {seeds.spread(name)}" for name in seeds.figures if name.endswith(tuple(f"_{n}" for n in names))]
 
 
 def verdict_name(run: Run) -> str:

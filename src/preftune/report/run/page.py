@@ -10,6 +10,7 @@ from preftune.report.html.components import NOTHING, listed, panel, panels
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
 from preftune.report.reading.run_files import Run
+from preftune.report.reading.seeds import Seeds
 from preftune.report.run import charts
 from preftune.report.run.answers import answers_section, entry_of
 from preftune.report.run.data import data_section, settings_section
@@ -20,11 +21,13 @@ from preftune.report.run.headline import (
     cautions,
     example,
     headline,
+    headline_over_seeds,
     judged_unlike,
     last,
     missing_files,
     next_steps,
     ranking,
+    spreads,
     verdict_name,
     win_rate,
 )
@@ -44,21 +47,22 @@ _CLAMPED = 700
 """Characters of a text on the first screen, of which a few lines are seen."""
 
 
-def run_page(runs: Sequence[Run], *, audit: Figures | None = None) -> str:
+def run_page(runs: Sequence[Run], *, audit: Figures | None = None, seeds: Seeds | None = None) -> str:
     """The page of these runs, in their order.
 
     Args:
         audit: what `preftune audit` wrote about the data of all of them, if requested.
+        seeds: the figures over all runs, where they are one training with several seeds.
     """
     for share in _SHARES:
-        page = _page(runs, audit, share)
+        page = _page(runs, audit, seeds, share)
         if len(page.encode("utf-8", "replace")) <= _MOST_BYTES:
             break
     return page
 
 
-def _page(runs: Sequence[Run], audit: Figures | None, share: float) -> str:
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+def _page(runs: Sequence[Run], audit: Figures | None, seeds: Seeds | None, share: float) -> str:
+    title = seeds.name if seeds is not None else runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     page = Page(f"{title} · preftune report", styles=["run.css"], share=share)
     sections = [
         ("result", "Did it get better?", evaluation_section(page, runs)),
@@ -67,7 +71,10 @@ def _page(runs: Sequence[Run], audit: Figures | None, share: float) -> str:
         ("data", "Data", data_section(page, runs, audit)),
         ("settings", "Settings", settings_section(runs)),
     ]
-    header = _one(page, runs[0]) if len(runs) == 1 else _several(page, runs)
+    if seeds is not None:
+        header = _over_seeds(page, runs, seeds)
+    else:
+        header = _one(page, runs[0]) if len(runs) == 1 else _several(page, runs)
     return page.render(markup("components.body", header, sections, __version__, _beside_verdict(runs)))
 
 
@@ -79,6 +86,19 @@ def _one(page: Page, run: Run) -> Markup:
         chart = page.chart("verdict", charts.rates({"": lines.rate}, bare=True), label=label)
     return markup(
         "run.one", run.name, lines.tone, lines.word, lines.rest, lines.interval, chart, _example(run), asked(run)
+    )
+
+
+def _over_seeds(page: Page, runs: Sequence[Run], seeds: Seeds) -> Markup:
+    """The verdict over all seeds; no seed is singled out."""
+    lines, chart = headline_over_seeds(seeds, len(runs)), NOTHING
+    if lines.rate is not None:
+        rates = {"all seeds": lines.rate} | {run.name: rate for run in runs if (rate := win_rate(run)) is not None}
+        label = "; ".join(f"{name}: {one.rate:.1%} ({one.low:.1%} to {one.high:.1%})" for name, one in rates.items())
+        chart = page.chart("verdict", charts.rates(rates), label=f"Win rates. {label}")
+    words = Markup("").join([_comparison(runs), panels(panel("Over all seeds", "", listed(spreads(seeds)), full=True))])
+    return markup(
+        "run.one", seeds.name, lines.tone, lines.word, lines.rest, lines.interval, chart, words, asked(runs[0])
     )
 
 

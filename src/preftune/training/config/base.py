@@ -201,6 +201,9 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
 
     def _validate(self) -> None:
         """Raises: ConfigError that names field and value. Subclasses check their own fields too."""
+        if self.output_dir is not None and not str(self.output_dir).strip():
+            raise ConfigError(f"output_dir={self.output_dir!r} is not a folder. Name one, or leave it out.")
+        self._check_saving()
         self._at_least_1("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
         for name in ("weight_decay", "learning_rate", "max_grad_norm"):
             value = getattr(self, name)
@@ -228,6 +231,18 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
             raise ConfigError(
                 f"optim={optimiser!r} changes weights during the backward pass, but a step may be split, or repeated "
                 "when memory runs out. Use optim='adamw_torch_fused', or 'adafactor' to save memory."
+            )
+
+    def _check_saving(self) -> None:
+        """transformers takes 0 for "never" in one of these fields and for "no limit" in another."""
+        for name, instead in (("save_steps", "save_strategy='no' writes none"), ("eval_steps", "or leave it out")):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ConfigError(f"{name}={value}: give a number of steps, or a share below 1 of all; {instead}.")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise ConfigError(
+                f"save_total_limit={self.save_total_limit} must be at least 1. To keep all checkpoints, leave it out "
+                "and give a save_strategy; save_strategy='no' writes none."
             )
 
     def _check_trackers(self) -> None:

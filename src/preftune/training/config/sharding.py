@@ -32,6 +32,8 @@ class Sharding:
     """Classes of the modules that are sharded one by one; empty for the model's own layers."""
     activation_checkpointing: bool = False
     """Switches `gradient_checkpointing` on."""
+    divided_checkpoints: bool = False
+    """Each rank writes its own part of a checkpoint (`state_dict_type: SHARDED_STATE_DICT`)."""
     weights_on_first_rank: bool = False
     """Only the first rank of each node has loaded the weights (`cpu_ram_efficient_loading`)."""
 
@@ -57,12 +59,11 @@ _BY_NUMBER = {"1": "full_shard", "2": "shard_grad_op", "4": "hybrid_shard", "5":
 _YES, _NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "none", "")
 
 _WITHOUT_EFFECT = (
-    "version", "state_dict_type", "backward_prefetch", "forward_prefetch", "use_orig_params", "sync_module_states",
-    "limit_all_gathers", "min_num_params",
+    "version", "backward_prefetch", "forward_prefetch", "use_orig_params", "sync_module_states", "limit_all_gathers",
+    "min_num_params",
 )  # fmt: skip
-"""Of FSDP1, of wrapping by size, or about how accelerate saves: weights and optimiser are saved whole, for any number
-of ranks.
-"""
+"""Of FSDP1, or of wrapping by size."""
+_STATE_DICTS = {"full_state_dict": False, "sharded_state_dict": True}
 _ONLY: dict[str, tuple[Any, str]] = {
     "ignored_modules": (None, "all weights are sharded"),
     "activation_checkpointing_offload": (False, "activations are computed again, not kept in main memory"),
@@ -74,7 +75,7 @@ _ONLY: dict[str, tuple[Any, str]] = {
 _KNOWN = (
     "reshard_after_forward", "sharding_strategy", "cpu_offload", "offload_params", "auto_wrap_policy",
     "transformer_layer_cls_to_wrap", "transformer_cls_to_wrap", "activation_checkpointing", "cpu_ram_efficient_loading",
-    "replicas", *_WITHOUT_EFFECT, *_ONLY,
+    "replicas", "state_dict_type", *_WITHOUT_EFFECT, *_ONLY,
 )  # fmt: skip
 
 
@@ -220,6 +221,14 @@ def _setting(key: str, value: Any) -> dict[str, Any]:
         if not str(value).isdigit() or int(value) < 1:
             raise ConfigError(f"fsdp_config['replicas']={value!r} is not a number of copies. Give 1 or more.")
         return {"replicas": int(value), "hybrid": True}
+    if key == "state_dict_type":
+        kind = str(getattr(value, "name", value)).lower()
+        if kind not in _STATE_DICTS:
+            raise ConfigError(
+                f"fsdp_config['state_dict_type']={value!r} is not honoured. Give FULL_STATE_DICT (whole files) or "
+                "SHARDED_STATE_DICT (each rank writes its part)."
+            )
+        return {"divided_checkpoints": _STATE_DICTS[kind]}
     if key in ("transformer_layer_cls_to_wrap", "transformer_cls_to_wrap"):
         names = value.split(",") if isinstance(value, str) else value or ()
         return {"layer_classes": tuple(str(name).strip() for name in names if str(name).strip())}

@@ -31,7 +31,7 @@ _RUN = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
 )  # fmt: skip
 """Names of the files that a run writes. Other files in the folder belong to the user, and stay."""
-_WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
+_WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model|prompt_encoder)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
@@ -40,6 +40,11 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
         return []
     found = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir()]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    """The files of the weights in a run directory, without those of checkpoints."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and _WEIGHTS.fullmatch(path.name))
 
 
 def run_id_of(facts: dict[str, Any]) -> str | None:

@@ -50,10 +50,10 @@ def write_manifest(
     folder: Path, *, run: str, step: int, processes: int, resumable: bool, facts: Mapping[str, Any]
 ) -> None:
     """Flush all files of a folder to the disk, and write the manifest. Raises: OSError."""
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE):
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    for path in paths:
         sync(path)
-        files[path.relative_to(folder).as_posix()] = _size_and_hash(path)
+    files = {path.relative_to(folder).as_posix(): size_and_hash(path) for path in paths}
     manifest = Manifest(run, step, processes, resumable, facts, files)
     content = {"version": _VERSION, **asdict(manifest)}
     write_json(folder / FILE, content | {_CHECK: _hash_of(content)})
@@ -102,29 +102,32 @@ def _hash_of(content: Mapping[str, Any]) -> str:
     return xxhash.xxh3_128(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with the manifest: names and sizes first, then contents.
+def check_files(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
+    """Compare files with their sizes and hashes: all sizes first, then contents.
 
+    Args:
+        files: as `Manifest.files`.
     Raises:
         DamagedError: a file differs or is missing; the message names the first.
     """
-    for name, (size, _) in manifest.files.items():
+    for name, (size, _) in files.items():
         try:
             found = (folder / name).stat().st_size
         except OSError:
             raise DamagedError(f"{name} is missing") from None
         if found != size:
             raise DamagedError(f"{name} has a size of {found:,} bytes instead of {size:,}")
-    for name, (_, digest) in manifest.files.items():
+    for name, (_, digest) in files.items():
         try:
-            same = _size_and_hash(folder / name)[1] == digest
+            same = size_and_hash(folder / name)[1] == digest
         except OSError as error:
             raise DamagedError(f"{name} cannot be read ({error.strerror or error})") from error
         if not same:
             raise DamagedError(f"the content of {name} is not what was written")
 
 
-def _size_and_hash(path: Path) -> tuple[int, str]:
+def size_and_hash(path: Path) -> tuple[int, str]:
+    """As in `Manifest.files`."""
     digest, size = xxhash.xxh3_128(), 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE):

@@ -114,7 +114,7 @@ def _complete(folder: Path) -> Manifest | None:
         return None
     if not manifest.resumable:
         raise DamagedError("it holds only the weights (save_only_model)")
-    check_files(folder, manifest)
+    check_files(folder, manifest.files)
     return manifest
 
 

@@ -130,6 +130,8 @@ class RunRecord(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs:
             line = {"step": state.global_step, "time": time.time(), **logs}
+            if "train_loss" in logs:  # transformers' callbacks that print take it out
+                line["total_flos"] = state.total_flos
             if self._outcome is None:
                 self._lines.append(line)
                 if (self.folder / "run.json").exists():  # it and the metrics there belong to an earlier run

@@ -1,7 +1,8 @@
 """`ShardedTrainer`: transformers' trainer with a model that preftune has divided among the ranks.
 
 accelerate neither wraps nor divides the model, and gradient norms are over all ranks. Weights, adapters and optimiser
-state are saved whole, in the same files as those of other runs, and can be loaded on any number of ranks.
+state are saved whole, in the same files as those of other runs, and can be loaded on any number of ranks. With
+`Sharding.divided_checkpoints` each rank writes its part of a checkpoint, which can be loaded in the same way.
 """
 
 from __future__ import annotations
@@ -19,9 +20,23 @@ from torch.distributed.tensor.experimental import implicit_replication
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from preftune.models.shards import divided_state, whole, whole_state, whole_weights
+from preftune.models.locate import WEIGHTS_OF_RANKS
+from preftune.models.shards import (
+    distinct_weights,
+    divided_state,
+    flat_state,
+    read_parts,
+    state_from_parts,
+    whole,
+    whole_state,
+    whole_weights,
+    write_parts,
+)
 from preftune.training.config.base import PackedConfig
 from preftune.training.config.sharding import ENABLED
+
+_OPTIMISER = "optimizer_of_ranks"
+"""Folder of a checkpoint, in which each rank wrote its part."""
 
 
 class ShardedTrainer(Trainer):
@@ -55,11 +70,21 @@ class ShardedTrainer(Trainer):
         if self.args.sharding is None:
             super().save_model(output_dir, _internal_call)
             return
+        if _internal_call and self.args.sharding.divided_checkpoints and not hasattr(self.model, "peft_config"):
+            write_parts(Path(output_dir or self.args.output_dir, WEIGHTS_OF_RANKS), distinct_weights(self.model))
+            if self.args.should_save:
+                self._save_all_but_weights(Path(output_dir or self.args.output_dir))
+            return
         state = whole_weights(self.model, keep=self.args.should_save, wanted=self._saved_names())
         if self.args.should_save:
             self._save(output_dir or self.args.output_dir, state)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_all_but_weights(self, folder: Path) -> None:
+        self.model.config.save_pretrained(folder)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
 
     def _saved_names(self) -> set[str] | None:
         """Names of the weights that are saved; None for all. With an adapter, these are the trained weights and those
@@ -76,7 +101,12 @@ class ShardedTrainer(Trainer):
         if self.args.sharding is None:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = whole_state(self._torch_optimizer().state_dict(), keep=self.args.should_save)
+        state = self._torch_optimizer().state_dict()
+        if self.args.sharding.divided_checkpoints:
+            tensors, state = flat_state(state)
+            write_parts(Path(output_dir, _OPTIMISER), tensors)
+        else:
+            state = whole_state(state, keep=self.args.should_save)
         if self.args.should_save:
             torch.save(state, Path(output_dir, OPTIMIZER_NAME))
             with warnings.catch_warnings():
@@ -85,22 +115,38 @@ class ShardedTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load both from the files of whole states, through main memory."""
-        if self.args.sharding is None or checkpoint is None:
+        parts = Path(checkpoint or "", _OPTIMISER)
+        if checkpoint is None or (self.args.sharding is None and not parts.is_dir()):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         optimizer = self._torch_optimizer()
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         saved = torch.load(Path(checkpoint, OPTIMIZER_NAME), map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(divided_state(saved, parameters))
+        if parts.is_dir():
+            optimizer.load_state_dict(state_from_parts(parts, saved, parameters))
+        else:
+            optimizer.load_state_dict(divided_state(saved, parameters))
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_NAME), weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._read_parts(resume_from_checkpoint, model or self.model):
+            return
         with self._plain_tensors_are_whole():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        if self._read_parts(self.state.best_model_checkpoint, self.model):
+            return
         with self._plain_tensors_are_whole():
             super()._load_best_model()
+
+    def _read_parts(self, checkpoint: str | None, model: Any) -> bool:
+        """Reads the weights of a checkpoint of which each rank wrote its part; False if it is another one."""
+        parts = Path(checkpoint or "", WEIGHTS_OF_RANKS)
+        if checkpoint is None or not parts.is_dir():
+            return False
+        read_parts(parts, distinct_weights(model))
+        return True
 
     def _plain_tensors_are_whole(self) -> AbstractContextManager[None]:
         """Within this context, a plain tensor, as read from a file, can be copied into a divided one of its shape."""

@@ -25,6 +25,7 @@ from preftune.training.record import checkpoint
 from preftune.training.record.earlier_run import WRITING
 from preftune.training.record.limits import Limits
 from preftune.training.record.manifest import write_manifest
+from preftune.training.record.prompt_encoder import is_prompt_encoder_alone, load_prompt_encoder
 from preftune.training.record.run_record import RunRecord
 from preftune.training.record.same_run import best_by, facts_of
 from preftune.training.record.saved_model import SavingTrainer
@@ -206,7 +207,14 @@ class CheckpointedTrainer(SavingTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with readable(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            if not is_prompt_encoder_alone(self.model, folder := Path(resume_from_checkpoint)):
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            load_prompt_encoder(self.model, folder)
+
+    def _load_best_model(self) -> None:
+        if not is_prompt_encoder_alone(self.model, folder := Path(str(self.state.best_model_checkpoint))):
+            super()._load_best_model()
+        load_prompt_encoder(self.model, folder)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with readable(checkpoint):
@@ -253,6 +261,8 @@ class CheckpointedTrainer(SavingTrainer):
         if "train_loss" in logs and self._sums_carried_over:  # transformers divides by the steps of this call only
             logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, start_time)
+        if "train_loss" in logs:  # transformers' callbacks that print take it out
+            logs["total_flos"] = self.state.total_flos
 
 
 def _rename(partial: Path, final: Path) -> None:

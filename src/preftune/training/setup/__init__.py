@@ -15,6 +15,7 @@ The model is prepared, data are tokenised, the reference is chosen, and the firs
     self_check      the check at the first step
     sharding        a model divided among ranks
     streams         rows that are trained on while they are read
+    unsaved         what was changed in memory and is in no file
 """
 
 __all__ = [
@@ -31,4 +32,5 @@ __all__ = [
     "self_check",
     "sharding",
     "streams",
+    "unsaved",
 ]

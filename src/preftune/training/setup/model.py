@@ -28,13 +28,15 @@ from preftune.errors import ConfigError, ModelError
 from preftune.log import detail, say, warn
 from preftune.logps import Engine, Support, choose_engine
 from preftune.logps.layers.compiled import compile_layers
+from preftune.models.attach import add_adapter
 from preftune.models.four_bit import is_quantized
 from preftune.models.precision import Precision, apply_precision, decide_precision, weights_dtype
-from preftune.models.quiet import quiet_peft
 from preftune.training.config.base import PackedConfig, PairConfig
 from preftune.training.record.saved_model import remember_dtypes, say_saved_dtype, say_where_adapters_are_saved
+from preftune.training.record.scaling import keep_scaling
 from preftune.training.setup.dropout import dropout_off
 from preftune.training.setup.streams import held, is_stream, streamed_groups
+from preftune.training.setup.unsaved import warn_of_unsaved
 
 _GROUP_TOKENS_WITHOUT_LIMIT = 8192
 """Most tokens of a group of rows with one prompt when `max_length` sets no limit."""
@@ -84,6 +86,8 @@ def prepare_model(
     say_where_adapters_are_saved(model)
     if args.disable_dropout:
         dropout_off(model)
+    keep_scaling(model)
+    warn_of_unsaved(model, trust_remote_code=args.trust_remote_code)
     return model
 
 
@@ -139,36 +143,6 @@ def seed(args: PackedConfig) -> None:
     from transformers import enable_full_determinism, set_seed
 
     enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
-
-
-def add_adapter(model: nn.Module, peft_config: Any) -> Any:
-    """The model with a new adapter; the other weights are frozen.
-
-    Raises:
-        ConfigError: `peft_config` is not a configuration of PEFT, or does not fit the model.
-        ModelError: the model already has an adapter.
-    """
-    from peft import PeftConfig, get_peft_model
-
-    if not isinstance(peft_config, PeftConfig):
-        given = peft_config.__name__ if isinstance(peft_config, type) else f"a {type(peft_config).__name__}"
-        raise ConfigError(f"peft_config is {given}: pass peft.LoraConfig(r=16, ...) or another configuration of PEFT.")
-    if getattr(model, "peft_config", None):
-        raise ModelError(
-            "the model already has an adapter, and peft_config would put another on top of it. To continue training "
-            "the adapter, leave peft_config out; to start a new one, first merge the old one (preftune merge)."
-        )
-    if getattr(peft_config, "task_type", None) is None:
-        peft_config.task_type = "CAUSAL_LM"
-    try:
-        with quiet_peft():
-            return get_peft_model(model, peft_config)
-    except ValueError as error:
-        layers = dict.fromkeys(name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear))
-        raise ConfigError(
-            f"PEFT cannot put this adapter on the model: {error} Its linear layers are {', '.join(layers)}; all-linear "
-            "(--lora_target_modules) takes all but the head."
-        ) from error
 
 
 def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:

@@ -36,6 +36,8 @@ from preftune.training.step.lockstep import anywhere, together
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
 
+_LOOKED_UP = 256
+
 
 def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: Callable[[], bool]) -> ReferenceScores:
     """The reference of a trainer whose model has been prepared and is on its device.
@@ -151,26 +153,37 @@ def _score(trainer: ReferencedTrainerView, dataset: GroupDataset, rows: range, s
     quiet = trainer.args.disable_tqdm or not trainer.is_local_process_zero()
 
     def score(groups: Sequence[TokenizedGroup]) -> Sequence[None]:
-        trainer.reference.score_groups(trainer.model, groups, trainer.args.device)
+        trainer.reference.beforehand += len(trainer.reference.score_groups(trainer.model, groups, trainer.args.device))
         return [None] * len(groups)
 
-    bar = tqdm(total=len(rows), desc="Reference scores", unit="row", disable=True if quiet else None)
+    with tqdm(total=len(rows), desc="Reference scores", unit="row", disable=True if quiet else None) as bar:
+        batches = without_scores(trainer.reference.missing, dataset, rows, size, passed=bar.update)
+        while anywhere(trainer, bool(batch := next(batches, []))):
+            score_in_parts(trainer, batch, score, work="reference")
 
-    def unknown() -> Iterator[list[TokenizedGroup]]:
-        """The rows without a score, in batches."""
-        waiting: list[TokenizedGroup] = []
-        for start in range(0, len(rows), 256):
-            part = [dataset[row] for row in rows[start : start + 256]]
-            waiting.extend(trainer.reference.missing(part))
-            while len(waiting) >= size or (waiting and start + 256 >= len(rows)):
-                batch, waiting = waiting[:size], waiting[size:]
-                yield batch
-            bar.update(len(part))
 
-    batches = unknown()
-    while anywhere(trainer, bool(batch := next(batches, []))):
-        score_in_parts(trainer, batch, score, work="reference")
-    bar.close()
+def without_scores(
+    missing: Callable[[Iterable[TokenizedGroup]], list[TokenizedGroup]],
+    dataset: GroupDataset,
+    rows: range,
+    size: int,
+    *,
+    passed: Callable[[int], Any] = lambda rows: None,
+) -> Iterator[list[TokenizedGroup]]:
+    """The rows without a score in batches of `size`, looked up a few hundred at a time while they are consumed.
+
+    Args:
+        missing: the groups of some that would have to be scored.
+        passed: called with the number of rows that were looked up.
+    """
+    waiting: list[TokenizedGroup] = []
+    for start in range(0, len(rows), _LOOKED_UP):
+        part = [dataset[row] for row in rows[start : start + _LOOKED_UP]]
+        waiting.extend(missing(part))
+        while len(waiting) >= size or (waiting and start + _LOOKED_UP >= len(rows)):
+            batch, waiting = waiting[:size], waiting[size:]
+            yield batch
+        passed(len(part))
 
 
 def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:

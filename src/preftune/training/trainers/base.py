@@ -96,9 +96,7 @@ class PackedTrainer(EvaluatedTrainer):
         assemble.one_device(args)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
         train_dataset, eval_dataset = self.opened(train_dataset, eval_dataset, tokenizer, args)
-        train_groups, eval_groups, self.reports = assemble.prepare_all(
-            train_dataset, eval_dataset, lambda source, role: self.prepare_data(source, tokenizer, args, role=role)
-        )
+        train_groups, eval_groups, self.reports = self._prepared(train_dataset, eval_dataset, tokenizer, args)
         metrics = (*self.columns, *self.further_names, *judged_metrics(args))
         check_evaluation(args, eval_groups, metrics, has_own_metrics=compute_metrics is not None)
         refuse_buffer(args, train_groups)
@@ -132,13 +130,19 @@ class PackedTrainer(EvaluatedTrainer):
         self.watch(train_dataset, eval_dataset)
         self.say_advice()
 
+    def _prepared(self, train: Any, held_out: Any, tokenizer: Any, args: Any) -> tuple[Any, Any, dict[str, Any]]:
+        def prepare(source: Any, role: str) -> tuple[GroupDataset, Any]:
+            return self.prepare_data(source, tokenizer, args, role=role)
+
+        return assemble.prepare_all(train, held_out, prepare)
+
     @classmethod
-    def groups_of(cls, source: Any, tokenizer: Any, args: Any) -> GroupDataset:
-        """The training data as this trainer tokenises them, without a model."""
+    def groups_of(cls, source: Any, tokenizer: Any, args: Any, *, held_out: Any = None) -> list[GroupDataset]:
+        """The data as this trainer tokenises them, without a model: training data first, then held-out ones."""
         reader = cls.__new__(cls)
-        train, _ = reader.opened(source, None, tokenizer, args)
-        groups: GroupDataset = reader.prepare_data(train, tokenizer, args, role="train")[0]
-        return groups
+        train, held_out = reader.opened(source, held_out, tokenizer, args)
+        train_groups, eval_groups, _ = reader._prepared(train, held_out, tokenizer, args)
+        return [train_groups, *parts(eval_groups)]
 
     # --- what a subclass says ---
 

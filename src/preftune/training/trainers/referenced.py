@@ -113,7 +113,7 @@ class ReferencedTrainer(PackedTrainer):
 
     def result_facts(self) -> dict[str, Any]:
         """How many completions the reference scored in this process, and how many scores were known."""
-        counts = {"computed": self.reference.misses, "from_cache": self.reference.hits}
+        counts = {"computed": self.reference.misses + self.reference.beforehand, "from_cache": self.reference.hits}
         return {**super().result_facts(), **({"reference_scores": counts} if self.objective.needs_reference else {})}
 
     # --- evaluation ---

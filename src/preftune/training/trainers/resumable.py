@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from preftune.amounts import counted
 from preftune.errors import CheckpointError, ConfigError, PreftuneError
 from preftune.log import say, warn
-from preftune.models.locate import run_of_weights, write_run_of_weights
+from preftune.models.locate import files_of_weights, run_of_weights, write_run_of_weights
 from preftune.storage.run_directory import run_facts
 from preftune.storage.run_lock import locked
 from preftune.storage.trained_prompts import carry_trained_prompts
@@ -30,8 +30,10 @@ from preftune.training.record.earlier_run import (
     put_aside_earlier_run,
     run_id_of,
     sweep_unfinished,
+    weights_in,
 )
 from preftune.training.record.limits import Limits
+from preftune.training.record.manifest import DamagedError, check_files, size_and_hash
 from preftune.training.record.resuming import AUTO, Choice, check_same_run, choose_checkpoint, own_state
 from preftune.training.record.run_record import RunRecord, new_id
 from preftune.training.record.same_run import best_by, facts_of, is_of_record
@@ -256,7 +258,9 @@ class ResumableTrainer(CheckpointedTrainer):
         self.recall(state)
         self.limits.restore(state.get("spent"))
         loss = (state.get("total_loss", 0.0) + state.get("loss", 0.0)) / max(1, choice.step)
-        metrics = {"train_loss": loss, "epoch": self.state.epoch}
+        same = run_id_of(facts) == self._record.facts["id"] and facts.get("steps") == choice.step
+        timed = dict(facts.get("result") or {}) if same and facts.get("outcome") == "finished" else {}
+        metrics = {**timed, "total_flos": self.state.total_flos, "train_loss": loss, "epoch": self.state.epoch}
         self._on_first_rank(lambda: self._clear(choice, restarted=False))
         if self.is_world_process_zero():
             self._record.begin(resumed_step=choice.step)
@@ -268,15 +272,17 @@ class ResumableTrainer(CheckpointedTrainer):
     def _loaded_final(self, output: Path, choice: Choice | None, facts: Mapping[str, Any]) -> bool:
         """Whether the final weights could be loaded; False where a checkpoint holds the same ones."""
         try:
+            check_files(output, files_of_weights(output))
             with _files_alone(output) as final:
                 self._load_from_checkpoint(final)
-        except CheckpointError as error:
+        except (CheckpointError, DamagedError) as error:
+            why = error.__cause__ or error
             if choice is None or choice.step != facts.get("steps"):
                 raise CheckpointError(
-                    f"the run in {output} is finished, but its weights cannot be read ({error.__cause__}). Continue "
-                    "from a checkpoint of it (--resume FOLDER), or train again with --overwrite."
+                    f"the run in {output} is finished, but its weights cannot be used ({why}). Continue from a "
+                    "checkpoint of it (--resume FOLDER), or train again with --overwrite."
                 ) from error
-            warn(f"the weights in {output} cannot be read ({error.__cause__}); they are taken from {choice.folder}.")
+            warn(f"the weights in {output} cannot be used ({why}); they are taken from {choice.folder}.")
             return False
         return True
 
@@ -294,7 +300,9 @@ class ResumableTrainer(CheckpointedTrainer):
             carry_trained_prompts(str(self.args.output_dir), Path(output_dir))
         else:
             self.create_model_card()  # first: it asks whether other weights were here
-            write_run_of_weights(Path(self.args.output_dir), self._record.facts.get("id"), self.state.global_step)
+            folder = Path(self.args.output_dir)
+            files = {path.name: size_and_hash(path) for path in weights_in(folder)}
+            write_run_of_weights(folder, self._record.facts.get("id"), self.state.global_step, files)
 
 
 @contextmanager

@@ -1,0 +1,112 @@
+"""Reference scores by workers of a cluster: each has the trainer of the training on a few rows, and scores batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+from preftune.data import GroupDataset
+from preftune.errors import RequestError
+from preftune.reference import ScoreStore, groups_without_scores
+from preftune.reference.store import Scores
+from preftune.storage.cache_folder import cache_folder
+from preftune.training.scoring.beforehand import Scored, check_kept, draws_answers
+from preftune.training.setup.reference import without_scores
+from preftune.training.step.collate import shortest
+from preftune.training.step.memory import score_in_parts
+from preftune.types import TokenizedGroup
+from preftune.workers import Team
+
+_BATCHES = 16
+"""Batches in a block."""
+Batches = list[list[TokenizedGroup]]
+
+
+def probes(dataset: GroupDataset) -> list[TokenizedGroup]:
+    """The rows with which a worker's trainer is made: the shortest ones, as they choose the reference."""
+    return [dataset[row] for row in shortest(dataset.lengths, 4)]
+
+
+class Address(NamedTuple):
+    """Under what a worker's scores are kept."""
+
+    fingerprint: str
+    numerics: str
+    note: tuple[tuple[str, str], ...]
+    reference: str
+
+
+def scoring_work(trainer: Any) -> Callable[[Batches], tuple[Address, dict[bytes, Scores]]]:
+    """What a worker does: the scores of the completions of some batches, and their address.
+
+    Args:
+        trainer: with a `scoring_config`, made with the probes.
+    """
+    reference = trainer.reference
+    store, reference.store = reference.store, None  # the caller keeps the scores
+    address = Address(store.address[0], store.address[1], tuple(store.note.items()), reference.source.description)
+    trainer.before_first_step(resumed=False)
+
+    def work(batches: Batches) -> tuple[Address, dict[bytes, Scores]]:
+        found: dict[bytes, Scores] = {}
+
+        def score(groups: Sequence[TokenizedGroup]) -> Sequence[None]:
+            found.update(reference.score_groups(trainer.model, groups, trainer.args.device))
+            return [None] * len(groups)
+
+        for batch in batches:
+            score_in_parts(trainer, batch, score, work="reference")
+        reference.memory.clear()
+        return address, found
+
+    return work
+
+
+def score_on_team(team: Team, datasets: Sequence[GroupDataset], args: Any) -> Scored:
+    """Scores all rows with workers that do `scoring_work`, and keeps the scores here.
+
+    Args:
+        args: the configuration.
+    Raises: RequestError if workers compute differently; PreftuneError if the scores cannot be kept.
+    """
+    ((_, (address, _)),) = team.compute([[]])
+    store = ScoreStore(
+        cache_folder() / "reference",
+        fingerprint=address.fingerprint,
+        numerics=address.numerics,
+        note=dict(address.note),
+    )
+    size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+    rows, computed = sum(map(len, datasets)), 0
+    with tqdm(total=rows, desc="Reference scores", unit="row", disable=None) as bar:
+        for _, (other, scores) in team.compute(_blocks(store, datasets, size, bar.update)):
+            if other[:2] != address[:2]:
+                raise RequestError(
+                    "The workers do not compute alike: their scores have the addresses "
+                    f"{address.numerics} and {other.numerics} ({dict(address.note)}, {dict(other.note)}). Use workers "
+                    "with the same kind of device and the same versions."
+                )
+            store.put(scores)
+            computed += len(scores)
+    check_kept(store)
+    return Scored(rows, computed, address.reference, store.path, draws_answers(args))
+
+
+def _blocks(
+    store: ScoreStore, datasets: Sequence[GroupDataset], size: int, passed: Callable[[int], Any]
+) -> Iterator[Batches]:
+    """What has no score yet, in the batches of one process."""
+
+    def missing(groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
+        return groups_without_scores(list(groups), store.get)
+
+    batches = (
+        batch
+        for dataset in datasets
+        for batch in without_scores(missing, dataset, range(len(dataset)), size, passed=passed)
+    )
+    while block := list(islice(batches, _BATCHES)):
+        yield block

@@ -1,0 +1,115 @@
+"""What is changed in a model in memory: the scaling of LoRA is saved, other numbers are warned of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from models_zoo import random_model
+from preftune import load_model
+from preftune.training.record.scaling import keep_scaling
+from tests.training.dpo_runs import lora_model, trainer
+from tiny import save_tiny, tiny_model
+
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+def set_scale(model: Any, scale: float = 5.0, part: str = "") -> None:
+    for name, module in model.named_modules():
+        if hasattr(module, "set_scale") and part in name:
+            module.set_scale("default", scale)
+
+
+def answers(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+@pytest.mark.parametrize(
+    ("options", "part", "alpha"),
+    [
+        ({}, "", 40),
+        ({"use_rslora": True, "lora_alpha": 3}, "", 15),
+        ({"alpha_pattern": {"q_proj": 2}, "rank_pattern": {"v_proj": 3}}, "", 40),
+        ({"alpha_pattern": {"q_proj": 2}}, "layers.1.self_attn", 8),
+        ({"lora_alpha": 1}, "mlp", 1),
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_scaling_that_was_set_is_saved(
+    options: dict[str, Any], part: str, alpha: float, when: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "base"))
+    model = lora_model(base, trained=True, **options)
+    if when == "before":
+        set_scale(model, part=part)
+    run = trainer(model, tmp_path / "out", max_steps=1)
+    run.train()
+    if when == "after":
+        set_scale(model, part=part)
+    run.save_model()
+    torch.testing.assert_close(answers(load_model(tmp_path / "out")), answers(run.model), atol=1e-5, rtol=1e-5)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    assert torch.equal(
+        answers(PeftModel.from_pretrained(plain, tmp_path / "out")), answers(load_model(tmp_path / "out"))
+    )
+    assert model.peft_config["default"].lora_alpha == alpha
+    assert caplog.text.count("was changed in memory; it is saved as") == 1
+
+
+def test_an_alpha_that_is_no_whole_number_is_read(tmp_path: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "base"))
+    model = lora_model(base, trained=True)
+    set_scale(model, 0.3)
+    keep_scaling(model)
+    model.save_pretrained(tmp_path / "adapter")
+    assert model.peft_config["default"].lora_alpha == pytest.approx(2.4)
+    torch.testing.assert_close(answers(load_model(tmp_path / "adapter")), answers(model), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # PEFT's, about patterns of experts
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt2", "deepseek_v3", "gemma3"])
+def test_a_scaling_that_was_not_set_is_left(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = lora_model(random_model(name))
+    before = model.peft_config["default"].to_dict()
+    keep_scaling(model)
+    assert model.peft_config["default"].to_dict() == before
+    assert "changed in memory" not in caplog.text
+
+
+CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
+    "epsilon": (lambda m: setattr(m.model.norm, "variance_epsilon", 0.5), "norm.variance_epsilon is 0.5, not 1e-06"),
+    "attention": (lambda m: setattr(m.model.layers[1].self_attn, "scaling", 0.5), "layers.1.self_attn.scaling is 0.5"),
+    "config": (lambda m: setattr(m.config, "rms_norm_eps", 0.5), "rms_norm_eps|variance_epsilon"),
+    "activation": (lambda m: setattr(m.model.layers[0].mlp, "act_fn", torch.nn.GELU()), r"act_fn is GELU\(.*not SiLU"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", ["", *CHANGES])
+@pytest.mark.parametrize("adapter", [True, False])
+def test_numbers_that_are_in_no_file_are_warned_of(
+    change: str, adapter: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(save_tiny(tmp_path / "base"))
+    if change:
+        CHANGES[change][0](model)
+    trainer(lora_model(model) if adapter else model, tmp_path / "out")
+    warned = [record.getMessage() for record in caplog.records if "the model was changed in memory" in record.msg]
+    assert len(warned) == bool(change)
+    if change:
+        assert re.search(CHANGES[change][1], warned[0])
+        assert ("The saved adapter" if adapter else "The saved model") in warned[0]
+
+
+def test_a_base_that_is_nowhere_is_compared_with_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model()
+    CHANGES["epsilon"][0](model)
+    trainer(lora_model(model), tmp_path)
+    assert "the model was changed in memory" not in caplog.text

@@ -1,0 +1,1 @@
+"""Work over blocks on a real local Ray cluster of two workers."""
