@@ -62,7 +62,7 @@ def main() -> int:
             for workers in (0, *options.workers):
                 few, whole = (measured(stage, rows, workers, address) for rows in (FEW, options.rows))
                 work = whole["seconds"] - few["seconds"]
-                runs["one process" if not workers else f"{workers} workers"] = {
+                runs["one process" if not workers else f"{workers} worker{'s' * (workers > 1)}"] = {
                     "seconds": whole["seconds"],
                     "start": few["seconds"],
                     "work": work,
