@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from preftune import DPOConfig, RewardConfig, SFTConfig
-from preftune.cli.flags.messages import paragraph, tell
+from preftune.cli.flags.messages import echo, paragraph
 from preftune.errors import ModelError
 from preftune.log import say
 from preftune.models.locate import locate
@@ -94,7 +94,7 @@ def test_the_ends_of_a_key_that_a_server_shows_are_hidden():
 
 def test_keys_of_the_environment_are_in_no_message(monkeypatch, capsys, caplog):
     monkeypatch.setenv("SOME_API_KEY", "nothing-that-begins-as-a-token")
-    tell(paragraph(ValueError("server said nothing-that-begins-as-a-token")))
+    echo(paragraph(ValueError("server said nothing-that-begins-as-a-token")))
     assert "server said ***" in capsys.readouterr().err
     with caplog.at_level(logging.INFO, logger="preftune"):
         say("it is nothing-that-begins-as-a-token")

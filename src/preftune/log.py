@@ -29,12 +29,12 @@ def printable(text: str) -> str:
 
 def say(line: str) -> None:
     """Prints a fact or advice for the user; once per job, not once per rank."""
-    _tell(logging.INFO, line)
+    _emit(logging.INFO, line)
 
 
 def warn(line: str) -> None:
     """Like `say`, for warnings."""
-    _tell(logging.WARNING, line)
+    _emit(logging.WARNING, line)
 
 
 def detail(line: str) -> None:
@@ -42,7 +42,7 @@ def detail(line: str) -> None:
 
     In Python: `logging.getLogger("preftune").setLevel("DEBUG")`.
     """
-    _tell(logging.DEBUG, line)
+    _emit(logging.DEBUG, line)
 
 
 def show_details(shown: bool) -> None:
@@ -70,7 +70,7 @@ def take_notes() -> list[str]:
     return taken
 
 
-def _tell(level: int, line: str) -> None:
+def _emit(level: int, line: str) -> None:
     _set_up()
     if os.environ.get("RANK", "0") == "0":
         text = printable(hidden(line))

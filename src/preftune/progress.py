@@ -18,7 +18,7 @@ class Counting:
         self._what = what
         self._unit = unit
         self._bar: Any = None
-        self._began = self._told = 0.0
+        self._began = self._last_line = 0.0
         self._first: int | None = None
 
     def __enter__(self) -> Counting:
@@ -35,7 +35,7 @@ class Counting:
 
     def __call__(self, done: int, total: int) -> None:
         if self._first is None:  # the work may begin long after this was made
-            self._began = self._told = time.monotonic()
+            self._began = self._last_line = time.monotonic()
             self._first = done
         first = self._first
         if sys.stderr.isatty():
@@ -46,8 +46,8 @@ class Counting:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if done < total and now - self._told >= _LINE_EVERY_S:
-            self._told = now
+        if done < total and now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
             left = (now - self._began) / max(1, done - first) * (total - done)
             say(f"{self._what}: {done:,} of {total:,} {self._unit}, about {_duration(left)} left")
 

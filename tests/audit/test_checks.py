@@ -33,7 +33,7 @@ def test_every_kind_of_finding_is_whole_and_has_a_name_of_its_own() -> None:
     for kind in kinds:
         assert kind.severity in ("error", "warning", "info")
         assert kind.name == kind.name.lower()
-        for sentence in (kind.effect, kind.cure):
+        for sentence in (kind.effect, kind.fix):
             assert sentence.rstrip("=").endswith((".", "weight")), kind
 
 
@@ -64,7 +64,7 @@ def test_planted_in_one_column(name: str, column: str, planted: dict[int, Any], 
     assert set(result) <= {name, "refused"}
 
 
-def test_a_null_is_an_unreadable_row_and_told_to_stop_training() -> None:
+def test_a_null_is_an_unreadable_row_and_reported_to_stop_training() -> None:
     result = run(set_(clean_rows(), "rejected", {11: None}))
     assert found(result)["unreadable"] == (1, [11])
     (refused,) = [finding for finding in result.findings if finding.name == "refused"]
@@ -192,7 +192,7 @@ def test_agreement_strength_and_weight() -> None:
     assert result.figures["labels"]["strength"]["max"] == 5
 
 
-def test_sources_are_counted_and_a_lonely_one_is_told() -> None:
+def test_sources_are_counted_and_a_lonely_one_is_reported() -> None:
     rows = [{**row, "topic": "cooking" if i < 55 else "law", "id": str(i)} for i, row in enumerate(clean_rows())]
     result = run(rows)
     assert result.figures["sources"]["topic"]["counts"] == {"cooking": 55, "law": 5}

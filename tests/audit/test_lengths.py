@@ -119,7 +119,7 @@ def test_pairs_that_tokenising_leaves_out() -> None:
     assert [example.row for example in finding.examples] == [7, 9, 20]
 
 
-def test_what_other_checks_tell_of_is_not_told_again() -> None:
+def test_what_other_checks_report_is_not_reported_again() -> None:
     rows = clean_chats()
     rows[1]["chosen"] = rows[1]["rejected"]
     rows[2]["chosen"] = [{"role": "assistant", "content": " "}]

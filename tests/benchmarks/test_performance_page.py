@@ -89,7 +89,7 @@ def test_a_second_run_has_its_own_table():
     assert second.count("| 200/100 words |") == 1
 
 
-def test_machines_and_versions_are_told_once():
+def test_machines_and_versions_are_reported_once():
     page = render([{**vs_trl(), "file": "a.json"}, {**vs_trl(tuning="full"), "file": "b.json"}, parity()])
     assert page.count("- A: processor: Some CPU; cores: 2") == 1
     assert page.count("- B: ") == 1

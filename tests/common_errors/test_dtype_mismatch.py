@@ -119,7 +119,7 @@ def test_a_4_bit_model_trains_whatever_else_it_is_stored_in(stored, bf16, tmp_pa
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.float16], ids=str)
-def test_a_4_bit_model_trains_whatever_its_user_told_it_to_compute_in(compute, tmp_path):
+def test_a_4_bit_model_trains_whatever_its_user_set_it_to_compute_in(compute, tmp_path):
     folder = save_tiny(tmp_path / "model", hidden_size=64)
     quantisation = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
     model = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantisation, dtype=torch.bfloat16)

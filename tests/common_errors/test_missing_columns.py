@@ -46,13 +46,13 @@ class TestMissingColumns:
             assert all(repr(column) in message for column in row)
         assert "first bad row: 0" in message
 
-    def test_the_rename_in_python_mends_it(self, names, tmp_path):
+    def test_the_rename_in_python_fixes_it(self, names, tmp_path):
         dataset = Dataset.from_list(renamed(names))
         found = re.search(r"dataset\.rename_columns\((\{.*?\})\)", self.message(dataset, tmp_path))
         mended = dataset.rename_columns(ast.literal_eval(found[1]))
         assert first_loss(make(tiny_model(), tmp_path, data=mended)) == pytest.approx(LN2, abs=1e-5)
 
-    def test_naming_the_columns_in_python_mends_it(self, names, tmp_path):
+    def test_naming_the_columns_in_python_fixes_it(self, names, tmp_path):
         dataset = Dataset.from_list(renamed(names))
         with pytest.raises(DatasetError) as caught:
             load_pairs(dataset)
@@ -60,7 +60,7 @@ class TestMissingColumns:
         pairs = load_pairs(dataset, columns=ast.literal_eval(found[1]))
         assert first_loss(make(tiny_model(), tmp_path, data=pairs)) == pytest.approx(LN2, abs=1e-5)
 
-    def test_the_flag_mends_it_on_the_command_line(self, names, tmp_path, capsys):
+    def test_the_flag_fixes_it_on_the_command_line(self, names, tmp_path, capsys):
         data = tmp_path / "pairs.jsonl"
         Dataset.from_list(renamed(names)).to_json(data)
         words = ["dpo", "--model", save_tiny(tmp_path / "model"), "--data", str(data), "--max_steps", "1"]
@@ -71,23 +71,23 @@ class TestMissingColumns:
         assert (tmp_path / "run" / "model.safetensors").exists()
 
 
-def test_columns_that_nobody_can_guess_are_asked_for(tmp_path):
+def test_columns_that_no_one_can_guess_are_asked_for(tmp_path):
     names = {"chosen": "colonne_a", "rejected": "colonne_b"}
     with pytest.raises(DatasetError, match=r"'colonne_a', 'colonne_b'.*--columns chosen=<chosen column>"):
         make(tiny_model(), tmp_path, data=renamed(names))
 
 
-def test_a_side_that_is_null_names_its_row_and_the_filter_mends_it(tmp_path):
+def test_a_side_that_is_null_names_its_row_and_the_filter_fixes_it(tmp_path):
     dataset = Dataset.from_list([{**row, "rejected": None} if i == 5 else row for i, row in enumerate(rows(8))])
     with pytest.raises(DatasetError, match=r"row 5 has no 'rejected'") as caught:
         make(tiny_model(), tmp_path, data=dataset)
-    cure = re.search(r"dataset\.filter\(.*\)", str(caught.value))[0]
-    trainer = make(tiny_model(), tmp_path, data=eval(cure, {"dataset": dataset}))
+    fix = re.search(r"dataset\.filter\(.*\)", str(caught.value))[0]
+    trainer = make(tiny_model(), tmp_path, data=eval(fix, {"dataset": dataset}))
     assert len(trainer.train_dataset) == 7
     assert first_loss(trainer) == pytest.approx(LN2, abs=1e-5)
 
 
-def test_a_missing_column_is_told_before_the_model_is_loaded(tmp_path, monkeypatch):
+def test_a_missing_column_is_reported_before_the_model_is_loaded(tmp_path, monkeypatch):
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a model was loaded")
 

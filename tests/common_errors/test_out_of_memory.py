@@ -66,7 +66,7 @@ SITUATIONS: dict[str, tuple[dict[str, Any], str]] = {
 def test_out_of_memory_names_what_this_run_does_not_use_yet(situation, tmp_path):
     options, expected = SITUATIONS[situation]
     message = out_of_memory(make(tiny_model(), tmp_path, **options))
-    assert [name for name, cure in CURES.items() if cure in message] == expected.split(", ")
+    assert [name for name, fix in CURES.items() if fix in message] == expected.split(", ")
     assert "Tried to allocate" not in message
     assert message.count("saves about") == len(expected.split(", "))
 
@@ -81,7 +81,7 @@ def test_out_of_memory_outside_of_a_training_step(where, tmp_path):
         trainer.evaluate() if where == "evaluation" else trainer.train()
 
 
-def test_out_of_memory_on_a_cpu_has_another_class_and_the_same_cures(tmp_path):
+def test_out_of_memory_on_a_cpu_has_another_class_and_the_same_fixes(tmp_path):
     trainer = make(tiny_model(), tmp_path)
     with pytest.raises(RuntimeError, match="allocate memory") as caught:
         torch.empty(2**60, dtype=torch.int8)
@@ -93,7 +93,7 @@ def test_out_of_memory_on_a_cpu_has_another_class_and_the_same_cures(tmp_path):
 def test_out_of_memory_of_a_4_bit_model_does_not_advise_4_bit(tmp_path):
     model = load_model(save_tiny(tmp_path / "model", hidden_size=64), load_in_4bit=True)
     message = out_of_memory(make(model, tmp_path / "run", peft_config=lora(), gradient_checkpointing=True))
-    assert [name for name, cure in CURES.items() if cure in message] == ["length", "model"]
+    assert [name for name, fix in CURES.items() if fix in message] == ["length", "model"]
 
 
 def test_a_batch_that_does_not_fit_is_no_error(tmp_path, caplog):

@@ -39,7 +39,7 @@ LIKELY_TO_REPEAT: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("cause", LIKELY_TO_REPEAT)
-def test_what_makes_repetition_likely_is_told_beforehand(cause, tmp_path, caplog):
+def test_what_makes_repetition_likely_is_reported_beforehand(cause, tmp_path, caplog):
     options, says = LIKELY_TO_REPEAT[cause]
     given = advice(tmp_path, caplog, **{"learning_rate": 1e-6, **options})
     assert any(all(part in line for part in says) for line in given), given
@@ -69,7 +69,7 @@ def texts() -> dict[str, str]:
     return {file.relative_to(ROOT).as_posix(): file.read_text(encoding="utf-8") for file in readable}
 
 
-def test_nowhere_is_beta_told_the_wrong_way_round():
+def test_nowhere_is_beta_reported_the_wrong_way_round():
     sentences = [(name, sentence.strip()) for name, text in texts().items() for sentence in SENTENCE.findall(text)]
     assert len(sentences) > 20
     wrong = [(name, s) for name, s in sentences if any(re.search(pattern, s, re.I) for pattern in BACKWARDS)]

@@ -52,7 +52,7 @@ def test_prompts_of_their_own_source_are_judged_and_not_trained_on(file, tmp_pat
     assert rows(1)[0]["prompt"] not in {pair.prompt for pair in parts.train}
 
 
-def test_test_prompts_of_another_shape_are_refused_and_as_chat_mends_it(tmp_path):
+def test_test_prompts_of_another_shape_are_refused_and_as_chat_fixes_it(tmp_path):
     """As text, the same question would have another key, and be trained on and judged."""
     pairs = write_rows(tmp_path / "pairs.jsonl", chat_rows(30))
     asked = chat_rows(1)[0]["prompt"][-1]["content"]

@@ -178,7 +178,7 @@ def test_of_many_the_one_that_beats_all_others_is_named_with_its_nearest_rival()
     assert "its nearest rival" in said
 
 
-def test_of_many_what_cannot_be_told_apart_is_named():
+def test_of_many_what_cannot_be_distinguished_is_named():
     said = result([EVEN, AHEAD, AHEAD, EVEN, EVEN, EVEN], names=MANY).verdict()
     assert said.startswith(
         "No single winner: DPO has the best score, but no difference is shown from IPO; it is ahead of KTO and SimPO."

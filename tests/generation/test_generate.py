@@ -140,7 +140,7 @@ def test_progress_and_empty_list() -> None:
     assert generate(model, tokenizer, []) == []
 
 
-def test_what_cannot_be_generated_is_told() -> None:
+def test_what_cannot_be_generated_is_reported() -> None:
     model, tokenizer = tiny_llama(), tiny_tokenizer()
     with pytest.raises(ModelError, match=r"Prompt 1 has 400 tokens.*512 positions"):
         generate(model, tokenizer, ["x", "y" * 400], max_new_tokens=200)

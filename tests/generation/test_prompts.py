@@ -74,7 +74,7 @@ def test_kept_columns_of_pairs_come_from_the_raw_row(tmp_path: Path) -> None:
     assert found.prompts[0].prompt == [{"role": "user", "content": "0?"}]
 
 
-def test_what_the_template_is_told_belongs_to_the_prompt(tmp_path: Path) -> None:
+def test_what_the_template_is_given_belongs_to_the_prompt(tmp_path: Path) -> None:
     rows = [{"prompt": USER, "chat_template_kwargs": {"enable_thinking": value}} for value in (True, False)]
     first, second = load_prompts(_file(tmp_path, rows)).prompts
     assert first.key != second.key
@@ -94,7 +94,7 @@ def test_what_the_template_is_told_belongs_to_the_prompt(tmp_path: Path) -> None
         ([{"prompt": "Hi?"}], {"format": "opnai"}, "Did you mean 'openai'"),
     ],
 )
-def test_errors_name_the_place_and_the_cure(tmp_path: Path, rows: list, options: dict, says: str) -> None:
+def test_errors_name_the_place_and_the_fix(tmp_path: Path, rows: list, options: dict, says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         load_prompts(_file(tmp_path, rows), **options)
 

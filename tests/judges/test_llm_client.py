@@ -39,7 +39,7 @@ def ask(server: Any, cache: VerdictCache, questions: Any = HOW_MANY, **options: 
         return EndpointAsker(endpoint, cache).ask_all(questions, **{"read": number, "kind": "rate-1", **options})
 
 
-def test_equal_questions_are_asked_once_and_a_cleverer_reader_asks_nobody(server, cache) -> None:
+def test_equal_questions_are_asked_once_and_a_cleverer_reader_asks_no_one(server, cache) -> None:
     seen: list[tuple[int, int]] = []
     assert ask(server, cache, progress=lambda *step: seen.append(step)) == [3, 5, 3]
     assert len(server.asked) == 2

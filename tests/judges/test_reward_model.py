@@ -81,7 +81,7 @@ def test_without_a_template_prompt_and_answer_are_two_texts(tmp_path: Path) -> N
     assert math.isfinite(scorer([*CHAT, {"role": "assistant", "content": "?"}, *CHAT], "a", {}))
 
 
-def test_a_classifier_of_two_texts_is_told_which_is_which(tmp_path: Path) -> None:
+def test_a_classifier_of_two_texts_is_reported_which_is_which(tmp_path: Path) -> None:
     """BERT adds an embedding of the text's number, so dropping it would change every score."""
     with torch.random.fork_rng():
         torch.manual_seed(0)

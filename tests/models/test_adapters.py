@@ -53,7 +53,7 @@ def test_a_merged_folder_scores_as_the_adapter_did(base: Path, tmp_path: Path) -
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["merged"]
 
 
-def test_a_full_disk_leaves_nothing_and_is_told(base: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_leaves_nothing_and_is_reported(base: Path, tmp_path: Path, monkeypatch) -> None:
     _adapt(load_model(base)).save_pretrained(tmp_path / "adapter")
 
     def fail(self, folder, *args, **kwargs) -> None:
@@ -145,7 +145,7 @@ def test_an_adapter_on_one_end_of_a_tied_model_does_not_count_at_the_other(base:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_what_peft_cannot_fold_is_told(base: Path, tmp_path: Path) -> None:
+def test_what_peft_cannot_fold_is_reported(base: Path, tmp_path: Path) -> None:
     _adapt(load_model(base), lora_bias=True).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"cannot be merged: .*lora_bias=True.*Keep it as an adapter"):
         merge(tmp_path / "adapter", tmp_path / "merged")
@@ -169,7 +169,7 @@ def test_a_tied_head_stays_tied(base: Path, tmp_path: Path) -> None:
     assert again.lm_head.weight is again.model.embed_tokens.weight
 
 
-def test_what_cannot_be_merged_is_refused_with_the_cure(base: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_merged_is_refused_with_the_fix(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no adapter to merge"):
         merge(base)
     _adapt(load_model(base)).save_pretrained(tmp_path / "run" / "checkpoint-1")

@@ -55,7 +55,7 @@ def test_training_and_evaluation_compute_the_same_and_gradients_flow(layer):
     torch.testing.assert_close(x.grad, dense(layer).sum(0).expand(5, -1), rtol=1e-4, atol=1e-4)
 
 
-def test_a_rewritten_layer_is_written_back_and_it_is_told(layer):
+def test_a_rewritten_layer_is_written_back_and_it_is_reported(layer):
     before = dense(layer)
     rewrite(layer)
     said = apply_precision(torch.nn.Sequential(layer), decide_precision(bf16=False))

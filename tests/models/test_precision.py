@@ -39,7 +39,7 @@ def test_new_cards_get_bf16_and_old_ones_fp16_with_loss_scaling(card) -> None:
     assert decide_precision(device="cuda", fp16=False).autocast is None
 
 
-def test_bf16_on_an_old_card_is_refused_with_the_cure(card) -> None:
+def test_bf16_on_an_old_card_is_refused_with_the_fix(card) -> None:
     card(7, 5)
     with pytest.raises(ConfigError, match=r"sm75.*fp16=True"):
         decide_precision(bf16=True, device="cuda")

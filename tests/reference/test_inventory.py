@@ -72,7 +72,7 @@ def test_a_store_says_what_it_holds_and_whose_it_is(tmp_path):
     assert not list(tmp_path.rglob("*-wal"))  # looking leaves nothing behind
 
 
-def test_the_note_is_of_whoever_created_the_file_and_no_part_of_the_address(tmp_path):
+def test_the_note_is_of_the_user_who_created_the_file_and_no_part_of_the_address(tmp_path):
     path = fill(tmp_path).path
     other = ScoreStore(tmp_path, fingerprint="a" * 32, numerics="0" * 16, note={"model": "another name"})
     assert other.path == path
@@ -107,7 +107,7 @@ def test_reading_alone_is_a_use_and_the_least_recently_used_comes_first(tmp_path
     assert [file.id[0] for file in list_stores(tmp_path)] == ["c", "a", "b"]
 
 
-def test_what_is_not_ours_is_told_apart(tmp_path):
+def test_what_is_not_ours_is_distinguished(tmp_path):
     fill(tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with sqlite3.connect(tmp_path / "photos.sqlite") as foreign:

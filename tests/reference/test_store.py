@@ -299,7 +299,7 @@ def test_a_file_that_another_process_creates_between_the_look_and_the_creation_i
     assert not list(tmp_path.rglob("*.damaged-*"))
 
 
-def test_damage_that_another_process_has_mended_already_is_not_set_aside_again(tmp_path):
+def test_damage_that_another_process_has_repaired_already_is_not_set_aside_again(tmp_path):
     path, scores = filled(tmp_path, 400)
     reader = store_in(tmp_path)
     assert len(reader.get(list(scores)[:1])) == 1

@@ -68,7 +68,7 @@ def test_a_training_that_was_cut_off_begins_anew(tmp_path, monkeypatch):
     assert run_stage(stage(tmp_path)).again
 
 
-def test_a_training_that_failed_is_told_and_tried_again(tmp_path, monkeypatch):
+def test_a_training_that_failed_is_reported_and_tried_again(tmp_path, monkeypatch):
     log = "step 1\npreftune: the loss is not finite at step 3. Lower the learning rate.\nsome noise\n"
     monkeypatch.setattr(stages, "_run", Command(code=1, log=log))
     found = run_stage(stage(tmp_path))

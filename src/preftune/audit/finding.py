@@ -29,7 +29,7 @@ class Kind:
     title: str
     effect: str
     """Its effect on training, as a sentence."""
-    cure: str
+    fix: str
     """The change, flag or command that fixes it, as a sentence."""
 
     def found(self, rows: Rows, *, of: int, detail: str = "", **figures: Any) -> Iterator[Finding]:
@@ -119,6 +119,6 @@ class Finding:
             "rows": [example.row for example in self.examples],
             "detail": self.detail,
             "effect": kind.effect,
-            "cure": kind.cure,
+            "fix": kind.fix,
             "figures": dict(self.figures),
         }

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from preftune.cli.flags.messages import paragraph, tell
+from preftune.cli.flags.messages import echo, paragraph
 from preftune.errors import PreftuneError, RequestError, did_you_mean
 from preftune.version import __version__
 
@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         if traceback:
             raise
-        tell(str(stop) or "Stopped.")
+        echo(str(stop) or "Stopped.")
         return EXIT_STOPPED
     except BrokenPipeError:  # `preftune env | head -1`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if traceback:
             raise
-        tell(paragraph(error))
+        echo(paragraph(error))
         return error.exit_code if isinstance(error, PreftuneError) else 1
 
 

@@ -91,7 +91,7 @@ class Trainings:
 
     def __init__(self, plan: Plan, start: ModelSource, say: Say) -> None:
         self.plan, self._start, self._say = plan, start, say
-        self._told: set[str] = set()
+        self._announced: set[str] = set()
 
     def train(self, trial: Trial) -> Tried:
         budget = self.plan.budget
@@ -164,9 +164,9 @@ class Trainings:
             self._say(
                 f"{name}: trained in {amount_in_words('seconds', outcome.seconds)}, {counted(outcome.steps, 'step')}"
             )
-        elif outcome.finished and name not in self._told:
+        elif outcome.finished and name not in self._announced:
             self._say(f"{name}: already exists")
-        self._told.add(name)
+        self._announced.add(name)
         return outcome
 
     def _used(self, command: str, stage: Stage, outcome: Outcome) -> float:

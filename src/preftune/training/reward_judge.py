@@ -60,7 +60,7 @@ class AutoJudge:
     calibration_error: float
 
     @property
-    def tells_them_apart(self) -> bool:
+    def beats_chance(self) -> bool:
         return self.accuracy_low > 0.5
 
     def sentence(self) -> str:
@@ -71,7 +71,7 @@ class AutoJudge:
             f"{counted(self.tested, 'held-out pair')} it gets {self.accuracy:.0%} right (95% interval "
             f"{self.accuracy_low:.0%} to {self.accuracy_high:.0%})"
         )
-        if not self.tells_them_apart:
+        if not self.beats_chance:
             return (
                 f"{line}: it may be guessing, and so may the win rate. Give it more pairs (--judge_data), or another "
                 "judge."

@@ -27,7 +27,7 @@ _TIMED = ("_runtime", "_per_second", "_seconds")
 
 
 def train_seeds(
-    command: str, words: Sequence[str], seeds: Sequence[int], folder: Path, *, tell: Callable[[str], None]
+    command: str, words: Sequence[str], seeds: Sequence[int], folder: Path, *, echo: Callable[[str], None]
 ) -> list[str]:
     """Trains with every seed; a seed that is done is not trained again, and one that was cut off goes on.
 
@@ -40,7 +40,7 @@ def train_seeds(
     folder.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds, start=1):
         log = folder / f"seed-{seed}.log"
-        tell(f"seed {seed} ({number} of {len(seeds)}): training in {folder}/seed-{seed}; {log} has its output")
+        echo(f"seed {seed} ({number} of {len(seeds)}): training in {folder}/seed-{seed}; {log} has its output")
         own = ["--seed", str(seed), "--output_dir", str(folder / f"seed-{seed}"), "--resume", "auto"]
         if run_command([command, *words, *own], log) != 0:
             raise PreftuneError(f"Seed {seed} failed: {last_words(log)} Correct it, and give the same command again.")

@@ -1,6 +1,6 @@
 """Work over blocks of rows on several workers: actors of a Ray cluster.
 
-A team computes blocks in any order; whoever hands them out keeps the results by key, so that a stopped command
+A team computes blocks in any order. The caller hands them out and keeps the results by key, so that a stopped command
 continues, and writes its output in the order of the rows.
 
     actor     what runs on a worker

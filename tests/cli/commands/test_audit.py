@@ -29,7 +29,7 @@ def loaded(folder: Path) -> dict[str, Any]:
     return values
 
 
-def test_findings_are_told_and_written(preftune, here: Path) -> None:
+def test_findings_are_reported_and_written(preftune, here: Path) -> None:
     rows = clean_rows()
     rows[7]["rejected"] = rows[7]["chosen"]
     result = preftune("audit", write_rows(here / "pairs.jsonl", rows))
@@ -44,7 +44,7 @@ def test_findings_are_told_and_written(preftune, here: Path) -> None:
     assert (finding["name"], finding["count"], finding["rows"]) == ("identical", 1, [7])
     assert finding["share"] == pytest.approx(1 / 60)
     assert finding["effect"]
-    assert finding["cure"]
+    assert finding["fix"]
     assert values["examples"]["identical"][0]["chosen"]["text"] == rows[7]["chosen"]
 
 

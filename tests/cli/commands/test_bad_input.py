@@ -63,7 +63,7 @@ def test_wrong_columns(dpo, tmp_path) -> None:
     check(result, "'good'", "'bad'", "--columns")
 
 
-def test_columns_flag_mends_them(preftune, tiny_model, tmp_path) -> None:
+def test_columns_flag_fixes_them(preftune, tiny_model, tmp_path) -> None:
     """The cure that the message names is the one that works (told here by getting past the data)."""
     names = {"prompt": "prompt", "chosen": "good", "rejected": "bad"}
     rows = [{names[key]: value for key, value in pair(0).items()}]

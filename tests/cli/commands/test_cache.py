@@ -115,7 +115,7 @@ def test_ls_fits_its_terminal(preftune, three, terminal, width: int) -> None:
     assert "[" not in out
 
 
-def test_ls_tells_of_damaged_and_foreign_files(preftune, three) -> None:
+def test_ls_names_damaged_and_foreign_files(preftune, three) -> None:
     three["old"].write_bytes(b"torn" * 3000)
     (three["big"].parent / "holiday.jpg").write_bytes(bytes(10))
     out = preftune("cache", "ls").out
@@ -264,7 +264,7 @@ def test_prune_asks_on_a_terminal(preftune, three, terminal, answer: str, stays:
     assert ("Nothing was removed." in result.out) == stays
 
 
-def test_prune_asks_nobody_in_a_script_and_removes_nothing_without_yes(preftune, three, monkeypatch) -> None:
+def test_prune_asks_no_one_in_a_script_and_removes_nothing_without_yes(preftune, three, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     result = preftune("cache", "prune", "--all")
     assert result.code == 2
@@ -273,7 +273,7 @@ def test_prune_asks_nobody_in_a_script_and_removes_nothing_without_yes(preftune,
 
 
 @pytest.mark.parametrize("words", [[], ["--yes"], ["--all", "--model", "x"], ["--all", "--max-size", "1GB"]])
-def test_prune_wants_to_be_told_what(preftune, three, words: list[str]) -> None:
+def test_prune_asks_what_to_remove(preftune, three, words: list[str]) -> None:
     result = preftune("cache", "prune", *words)
     assert result.code == 2
     assert "--older-than 30d" in result.message
@@ -289,7 +289,7 @@ def test_prune_wants_to_be_told_what(preftune, three, words: list[str]) -> None:
         (["--modle", "x"], "Did you mean --model?"),
     ],
 )
-def test_wrong_words_are_told(preftune, words: list[str], says: str) -> None:
+def test_wrong_words_are_reported(preftune, words: list[str], says: str) -> None:
     result = preftune("cache", "prune", *words)
     assert result.code == 2
     assert says in result.message

@@ -213,7 +213,7 @@ def test_a_method_none_of_whose_trials_finishes_is_an_error(preftune, tiny_model
     (["--test_prompts", "29"], "each part needs 2"),
     (["-o", "pairs.jsonl"], "is a file"),
 ])  # fmt: skip
-def test_what_is_wrong_is_told_before_anything_is_trained(words, said, preftune, tiny_model, pairs, calls) -> None:
+def test_what_is_wrong_is_reported_before_anything_is_trained(words, said, preftune, tiny_model, pairs, calls) -> None:
     usual = {"--model": tiny_model, "--data": pairs, "--judge": "shorter"}
     for flag, value in usual.items():
         if flag not in words:
@@ -225,7 +225,7 @@ def test_what_is_wrong_is_told_before_anything_is_trained(words, said, preftune,
     assert len(result.err.strip().splitlines()) == 1
 
 
-def test_a_prompt_that_cannot_be_answered_is_told_before_anything_is_trained(
+def test_a_prompt_that_cannot_be_answered_is_reported_before_anything_is_trained(
     preftune, tiny_model, pairs, calls
 ) -> None:
     words = ["compare", "--model", tiny_model, "--data", pairs, "--judge", "shorter", "--max_new_tokens", "100000"]

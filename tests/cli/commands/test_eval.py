@@ -231,7 +231,7 @@ def test_a_judge_that_only_stammers_is_no_evidence(preftune, server, questions, 
 
 
 @pytest.mark.parametrize(("judge", "missing"), [("exact", "no expected answer"), ("key-fact", "no usable 'key_fact'")])
-def test_rows_without_a_key_are_told_before_answers_are_paid_for(
+def test_rows_without_a_key_are_reported_before_answers_are_paid_for(
     preftune, server, questions, tmp_path: Path, judge: str, missing: str
 ) -> None:
     result = preftune(*duel(server, questions, tmp_path / "out", "--judge", judge))

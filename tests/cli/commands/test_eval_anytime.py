@@ -14,7 +14,7 @@ from tests.cli.commands.test_eval import duel, read
 from tests.generation.chat_server import ChatServer, serving
 
 
-def tell(body: dict[str, Any]) -> str:
+def echo(body: dict[str, Any]) -> str:
     """Answers of the same length, of which the judge takes the aligned model's."""
     if body["model"] != "judge":
         return f"{body['model'][0]}: some words on that"
@@ -24,7 +24,7 @@ def tell(body: dict[str, Any]) -> str:
 
 @pytest.fixture
 def server() -> Iterator[ChatServer]:
-    with serving(tell) as chat:
+    with serving(echo) as chat:
         chat.models = ["wordy", "brief", "judge"]
         yield chat
 

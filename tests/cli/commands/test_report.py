@@ -28,7 +28,7 @@ def test_the_page_lies_in_the_run(preftune, run_folder) -> None:
     assert "it wins 65.0%" in (run_folder / "report.html").read_text()
 
 
-def test_the_ending_of_the_file_tells_the_form(preftune, run_folder, tmp_path) -> None:
+def test_the_ending_of_the_file_gives_the_form(preftune, run_folder, tmp_path) -> None:
     assert preftune("report", run_folder, "-o", tmp_path / "new/pr.md").code == 0
     assert (tmp_path / "new/pr.md").read_text().startswith("### Better")
     assert preftune("report", run_folder, "--format", "md").out == f"{run_folder / 'report.md'}\n"
@@ -129,7 +129,7 @@ def test_no_torch(run_folder) -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_a_report_that_fails_at_the_end_of_a_run_is_told_and_fails_nothing(run_folder, monkeypatch, caplog) -> None:
+def test_a_report_that_fails_at_the_end_of_a_run_is_reported_and_fails_nothing(run_folder, monkeypatch, caplog) -> None:
     assert report_at_end(run_folder) == run_folder / "report.html"
 
     def fail(*args: object, **kwargs: object) -> None:

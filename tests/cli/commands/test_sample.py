@@ -82,7 +82,7 @@ def test_an_endpoint(preftune, server, tmp_path: Path) -> None:
     assert "127.0.0.1" in (tmp_path / "s.jsonl.manifest.json").read_text()
 
 
-def test_a_cap_is_told_before_the_first_call(preftune, server, lines: str, tmp_path: Path) -> None:
+def test_a_cap_is_reported_before_the_first_call(preftune, server, lines: str, tmp_path: Path) -> None:
     words = ["sample", "--model", server.spec(), "--data", lines, "-o", tmp_path / "s.jsonl", "-k", 4]
     result = preftune(*words, "--max_calls", 11)
     assert result.code == 2

@@ -100,7 +100,7 @@ def test_a_judge_compares_fresh_answers(preftune, tiny_model, prompts, tmp_path,
         (["ppo", "--model", "x", "--data", "y", "--reward_model", "r", "--eval_strategy", "steps"], "preftune eval"),
     ],
 )
-def test_what_is_missing_or_wrong_is_told(preftune, words, message) -> None:
+def test_what_is_missing_or_wrong_is_reported(preftune, words, message) -> None:
     result = preftune(*words)
     assert result.code == 2
     assert message in result.message

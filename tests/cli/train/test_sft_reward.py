@@ -110,7 +110,9 @@ def test_wrong_requests(preftune, words, said) -> None:
     assert said in done.message
 
 
-def test_a_missing_file_and_an_unknown_shape_are_told_before_a_model_is_loaded(preftune, tiny_model, tmp_path) -> None:
+def test_a_missing_file_and_an_unknown_shape_are_reported_before_a_model_is_loaded(
+    preftune, tiny_model, tmp_path
+) -> None:
     words = ["--model", tiny_model, "--output_dir", tmp_path / "x"]
     assert "does not exist" in preftune("sft", *words, "--data", tmp_path / "gone.jsonl").message
     odd = write_rows(tmp_path / "odd.jsonl", [{"foo": "bar"}])

@@ -161,7 +161,7 @@ def test_a_name_that_is_more_than_a_word_is_quoted_and_the_message_stays_one_lin
         {"text": "a long text"},
     ],
 )
-def test_demonstrations_are_told_to_be_some(row):
+def test_demonstrations_are_named_as_such(row):
     with pytest.raises(DatasetError, match=r"The rows look like demonstrations.*preftune sft"):
         load_pairs([row])
 

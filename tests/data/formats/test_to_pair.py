@@ -196,7 +196,7 @@ def test_optional_columns() -> None:
         ({"system": 3, "prompt": [user("a")]}, "'system': 3 is not text"),
     ],
 )
-def test_wrong_values_name_row_column_value_and_cure(values: dict[str, Any], expected: str) -> None:
+def test_wrong_values_name_row_column_value_and_fix(values: dict[str, Any], expected: str) -> None:
     message = fails(**values)
     assert expected in message
     assert message.endswith((".", ")."))

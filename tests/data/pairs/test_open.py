@@ -69,7 +69,7 @@ def test_hh_transcripts_straight_from_a_dataset() -> None:
     assert "Explicit prompts are recommended: preftune convert writes them out." in pairs.notes[0]
 
 
-def test_implicit_text_is_told() -> None:
+def test_implicit_text_is_reported() -> None:
     pairs = load_pairs([{"chosen": "yes it is", "rejected": "yes it was"}, {"chosen": "a", "rejected": "b"}])
     assert pairs[0].prompt == "yes it"
     assert "the words with which both chosen and rejected begin" in pairs.notes[0]
@@ -80,7 +80,7 @@ def test_implicit_text_is_told() -> None:
     )
 
 
-def test_a_prompt_repeated_in_the_answers_is_told() -> None:
+def test_a_prompt_repeated_in_the_answers_is_reported() -> None:
     pairs = load_pairs([{"prompt": "Q:", "chosen": "Q: a", "rejected": "Q: b"}])
     assert "In 1 of the first 1 row chosen and rejected both begin with the text of the prompt" in pairs.notes[0]
 
@@ -137,7 +137,7 @@ def test_columns_of_pictures_are_named_as_unread() -> None:
     assert load_pairs([{**row, "images": []}]).notes == ()
 
 
-def test_shapes_that_are_nearly_pairs_are_told_for_what_they_are() -> None:
+def test_shapes_that_are_nearly_pairs_are_reported_for_what_they_are() -> None:
     def turns(question: str, answer: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 

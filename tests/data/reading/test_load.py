@@ -297,7 +297,7 @@ def test_rows_that_are_no_rows() -> None:
     assert "has no rows" in fails([])
 
 
-def test_a_hub_id_that_nobody_answers_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_hub_id_that_no_one_answers_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import huggingface_hub
 
     def no_network(*args: Any, **kwargs: Any) -> None:

@@ -280,7 +280,7 @@ def test_a_single_answer_that_cannot_be_found_is_dropped(chat: Tok) -> None:
         run([row], chat)
 
 
-def test_a_template_that_hides_its_turns_drops_the_row_and_says_the_cure(chat: Tok) -> None:
+def test_a_template_that_hides_its_turns_drops_the_row_and_says_the_fix(chat: Tok) -> None:
     chat.chat_template = (
         "{% for m in messages %}{% if messages | length > 2 %}{{ loop.revindex ~ m['role'] + m['content'] | reverse }}"
         "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"

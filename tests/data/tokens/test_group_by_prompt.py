@@ -146,7 +146,7 @@ def test_rows_of_different_prompts_stay_as_they_are() -> None:
     assert list(group_by_prompt(GroupDataset.from_groups([]))) == []
 
 
-def test_a_prompt_and_a_completion_of_the_same_tokens_are_told_apart() -> None:
+def test_a_prompt_and_a_completion_of_the_same_tokens_are_distinguished() -> None:
     rows = [
         TokenizedGroup([1], ([2], [3]), (Preference(0, 1),)),
         TokenizedGroup([2], ([1], [3]), (Preference(0, 1),)),

@@ -59,7 +59,7 @@ def test_policy_drop(plain: Tok) -> None:
     }
 
 
-def test_policy_error_names_rows_the_longest_and_the_cure(plain: Tok) -> None:
+def test_policy_error_names_rows_the_longest_and_the_fix(plain: Tok) -> None:
     rows = [word_row(1, 1, 1), word_row(1, 1, 9), word_row(5, 1, 1)]
     with pytest.raises(DatasetError) as caught:
         run(rows, plain, max_length=8, truncation="error")

@@ -127,7 +127,7 @@ def test_a_template_without_any_end_gets_eos() -> None:
     assert "Appended the end-of-sequence token in 1 row (0)" in "\n".join(report.lines())
 
 
-def test_a_tokenizer_without_eos_is_told() -> None:
+def test_a_tokenizer_without_eos_is_reported() -> None:
     _, report = run([STANDARD], make_tokenizer(bos_token="<s>"))
     assert "has no eos token" in report.notes[0]
 
@@ -178,7 +178,7 @@ def test_conversations_need_a_chat_template(plain: Tok) -> None:
     assert not report.moved_boundary.count
 
 
-def test_text_with_a_chat_tokenizer_is_told(chat: Tok) -> None:
+def test_text_with_a_chat_tokenizer_is_reported(chat: Tok) -> None:
     _, report = run([STANDARD, CHAT], chat)
     assert report.notes == [
         "1 row is plain text and tokenised without a template, although the tokenizer has a chat template. For a chat "
@@ -279,7 +279,7 @@ def test_many_rows_of_a_reason_are_counted_and_a_few_named(plain: Tok) -> None:
     assert "Dropped 1,200 rows (1, 2, 3, 4, 5, ...): chosen or rejected is empty" in report.lines()[1]
 
 
-def test_the_room_that_every_answer_has_is_told_and_kept(chat: Tok) -> None:
+def test_the_room_that_every_answer_has_is_reported_and_kept(chat: Tok) -> None:
     rows = [
         {
             "prompt": [user("a b c d " * count)],

@@ -215,7 +215,7 @@ def test_other_settings_than_the_files_are_refused(tmp_path: Path, change: dict,
     assert path.read_bytes() == before
 
 
-def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
+def test_another_users_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
     path.write_text("mine\n")
     with pytest.raises(RequestError, match="does not say that preftune sample wrote it"):
@@ -223,7 +223,7 @@ def test_somebody_elses_file_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "mine\n"
 
 
-def test_a_prompt_that_does_not_fit_is_told_before_any_work(tmp_path: Path) -> None:
+def test_a_prompt_that_does_not_fit_is_reported_before_any_work(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     with pytest.raises(ModelError, match=r"Prompt 1 has .* tokens"):
         sample(prompts(["Hi", "long " * 200]), model_sampler(), path, k=2)

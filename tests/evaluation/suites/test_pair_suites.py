@@ -305,7 +305,7 @@ def test_hhh_other_data(models: Any, tmp_path: Path) -> None:
         run_suite("hhh", ready, data=empty)
 
 
-def test_a_model_that_gives_nan_is_named_with_the_cure(tmp_path: Path) -> None:
+def test_a_model_that_gives_nan_is_named_with_the_fix(tmp_path: Path) -> None:
     base, broken, tokenizer = tiny_model(seed=0).eval(), tiny_model(seed=1).eval(), tiny_tokenizer()
     broken.model.layers[0].mlp.down_proj.weight.data.fill_(math.nan)
     data = write(tmp_path / "pairs.jsonl", rows(4))

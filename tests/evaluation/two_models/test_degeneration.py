@@ -58,7 +58,7 @@ def test_two_models_side_by_side() -> None:
     assert kept["worst"]["repeats"][0]["prompt"] == "Tell me about number 2"
 
 
-def test_two_models_alike_are_told_so() -> None:
+def test_two_models_alike_are_reported_so() -> None:
     found = _pair(60, broken=0)
     assert found.worse == []
     assert found.sentences()[0].startswith("No sign of degeneration in 60 answers")
@@ -85,7 +85,7 @@ def test_vowel_signs_are_part_of_their_word() -> None:
     assert look_at("\U0001f468\u200d\U0001f469").words == 0
 
 
-def test_what_nobody_sees_is_empty() -> None:
+def test_what_no_one_sees_is_empty() -> None:
     assert look_at("\u200b \u2060\n").empty
     assert not look_at("\U0001f600").empty
 

@@ -148,7 +148,7 @@ def test_mostly_unreadable_verdicts_make_nothing_better(tmp_path: Path) -> None:
     assert any("no readable verdict" in step for step in summary.next_steps())
 
 
-def test_equal_answers_are_a_tie_that_nobody_is_asked_about(tmp_path: Path) -> None:
+def test_equal_answers_are_a_tie_that_no_one_is_asked_about(tmp_path: Path) -> None:
     def never(prompt, answer_a, answer_b, row):
         raise AssertionError
 

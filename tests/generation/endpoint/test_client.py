@@ -121,7 +121,7 @@ def test_an_address_without_its_end(server: ChatServer) -> None:
         model.chat(HELLO, max_tokens=9)
 
 
-def test_nobody_listens() -> None:
+def test_no_one_listens() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         name = EndpointName.parse(f"openai:m@http://127.0.0.1:{taken.getsockname()[1]}/v1")

@@ -114,7 +114,7 @@ def test_a_planted_length_bias_is_found() -> None:
     assert found.above_longer.value == pytest.approx(found.agreement.value - found.longer_rule.value)
 
 
-def test_a_judge_no_better_than_length_is_told_so() -> None:
+def test_a_judge_no_better_than_length_is_reported_so() -> None:
     labels = [label(n, "b" if n % 5 else "a") for n in range(60)]
     judge = LengthJudge(prefer="longer")
     found = agreement(judge_labels(labels, judge), judge)

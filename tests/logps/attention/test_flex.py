@@ -202,7 +202,7 @@ class TestTrying:
         with torch.no_grad():  # as in a reference pass: the trial has gradients all the same
             assert self.tried(monkeypatch, flex, caplog) == (True, [])
 
-    def test_a_kernel_that_does_not_compile_is_told_once(self, monkeypatch, caplog):
+    def test_a_kernel_that_does_not_compile_is_reported_once(self, monkeypatch, caplog):
         def fails(*arguments):
             raise RuntimeError("Cannot find a working triton installation\nmore")
 
@@ -211,7 +211,7 @@ class TestTrying:
         assert len(said) == 1
         assert "does not compile on this machine (RuntimeError: Cannot find a working triton installation)" in said[0]
 
-    def test_a_kernel_that_is_wrong_is_told_once(self, monkeypatch, caplog):
+    def test_a_kernel_that_is_wrong_is_reported_once(self, monkeypatch, caplog):
         def sees_one_key_less(query, key, value, seen, *rest):
             return flex(query, key, value, seen._replace(prompt_to=seen.prompt_to - 1), *rest)
 

@@ -106,7 +106,7 @@ def test_an_audit_without_pairs_has_a_page() -> None:
     assert "in 30 rows" in page
 
 
-def test_commands_in_cures_are_code() -> None:
+def test_commands_in_fixes_are_code() -> None:
     page = audit_page(audited([{**row, "chosen": ""} if i == 3 else row for i, row in enumerate(clean_rows() * 2)]))
     assert '<code class="short">preftune convert --dedupe</code> keeps one of each.' in page
     assert '<code class="short">preftune dpo --group_by_prompt</code> computes' in page

@@ -62,7 +62,7 @@ def test_every_file_may_be_torn_or_foreign(run_folder: Path, file: str, content:
     assert ("Not everything could be read" in run_page([run])) != empty_lines
 
 
-def test_a_torn_last_line_is_told_and_the_others_are_kept(run_folder: Path) -> None:
+def test_a_torn_last_line_is_reported_and_the_others_are_kept(run_folder: Path) -> None:
     with (run_folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 82, "lo')
     run = read_run(run_folder)
@@ -145,7 +145,7 @@ def test_what_is_no_run_is_refused_with_runs_near_it(tmp_path: Path) -> None:
         read_run(tmp_path / "runs/good/run.json")
 
 
-def test_names_tell_runs_apart() -> None:
+def test_names_distinguish_runs() -> None:
     assert different_names(["/a/x/run", "/a/y/run"]) == ["x/run", "y/run"]
     assert different_names(["/a/one", "/a/two"]) == ["one", "two"]
     assert different_names(["/a/one", "/a/one"]) == ["one (1)", "one (2)"]

@@ -161,7 +161,7 @@ def test_hundreds_of_answers_are_searched_at_once(browser: Any, tmp_path: Path) 
     page.context.close()
 
 
-def test_pointing_at_a_curve_tells_its_value(browser: Any, page_file: Path) -> None:
+def test_pointing_at_a_curve_gives_its_value(browser: Any, page_file: Path) -> None:
     page, _, _ = opened(browser, page_file.as_uri())
     chart = page.locator("#chart-curve-margin svg").first
     chart.scroll_into_view_if_needed()

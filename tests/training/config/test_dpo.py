@@ -173,7 +173,7 @@ def test_the_defaults_that_differ_are_the_documented_ones():
         ({"fp16": True}, "fp16=True needs a CUDA device"),
     ],
 )
-def test_an_impossible_value_is_told_with_its_name(options, words):
+def test_an_impossible_value_is_reported_with_its_name(options, words):
     with pytest.raises(ConfigError) as caught:
         config(**options)
     assert words in str(caught.value)

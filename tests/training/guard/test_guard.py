@@ -133,7 +133,7 @@ def test_copies_are_counted_within_a_pass_and_known_pairs_over_all(tmp_path):
     assert [line["guard/train_known"] for line in glances] == [0, 0.5, 1, 1, 1, 1]
 
 
-def test_training_lines_tell_the_peak_of_memory(tmp_path):
+def test_training_lines_give_the_peak_of_memory(tmp_path):
     trainer(lora_model(), tmp_path).train()
     peaks = [line["memory/peak_gb"] for line in metrics(tmp_path) if "loss" in line]
     assert len(peaks) == 3
@@ -186,7 +186,7 @@ def test_tokenised_groups_give_their_prompts_back(paid, tmp_path):
         ('{"question": "x"}\n', "line 1: no 'prompt'"),
     ],
 )
-def test_a_file_without_prompts_is_told_before_the_first_step(content, message, tmp_path):
+def test_a_file_without_prompts_is_reported_before_the_first_step(content, message, tmp_path):
     file = tmp_path / "prompts.jsonl"
     if content is not None:
         file.write_text(content)
@@ -277,7 +277,7 @@ def test_a_note_stops_nothing(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["prepare", "look"])
-def test_a_fault_of_the_guard_is_told_and_the_run_goes_on(method, paid, monkeypatch, tmp_path, caplog):
+def test_a_fault_of_the_guard_is_reported_and_the_run_goes_on(method, paid, monkeypatch, tmp_path, caplog):
     def fail(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError("planted")
 
@@ -291,7 +291,7 @@ def test_a_fault_of_the_guard_is_told_and_the_run_goes_on(method, paid, monkeypa
 
 
 def test_a_fault_of_a_rule_is_the_guards(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(callback, "smells", lambda history: 1 / 0)
+    monkeypatch.setattr(callback, "suspicious", lambda history: 1 / 0)
     guarded(lora_model(), tmp_path).train()
     assert "the guard failed" in caplog.text
 

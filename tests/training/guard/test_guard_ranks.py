@@ -45,7 +45,7 @@ class TwoRanks(Guard):
     def _sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
         return 2 * sums
 
-    def _tell_everybody(self, word: int) -> int:
+    def _broadcast(self, word: int) -> int:
         said = torch.tensor(word)
         torch.distributed.broadcast(said, src=0)
         return int(said)
@@ -65,7 +65,7 @@ def two(monkeypatch):
     return as_rank
 
 
-def test_the_first_rank_tells_after_every_glance_and_counts_the_pairs_of_both(two, tmp_path):
+def test_the_first_rank_gives_after_every_glance_and_counts_the_pairs_of_both(two, tmp_path):
     said = two(0)
     run = guarded(lora_model(), tmp_path)
     run.train()
@@ -74,7 +74,7 @@ def test_the_first_rank_tells_after_every_glance_and_counts_the_pairs_of_both(tw
     assert run.guard._history.glances[0].loss == pytest.approx(0.6931, abs=1e-4)  # a mean, not a sum
 
 
-def test_a_failed_guard_tells_the_others_once_and_all_are_off(two, monkeypatch, tmp_path):
+def test_a_failed_guard_gives_the_others_once_and_all_are_off(two, monkeypatch, tmp_path):
     monkeypatch.setattr(callback.Looker, "prepare", lambda self, budget: 1 / 0)
     said = two(0)
     run = guarded(lora_model(), tmp_path)
@@ -83,7 +83,7 @@ def test_a_failed_guard_tells_the_others_once_and_all_are_off(two, monkeypatch, 
     assert run.state.global_step == 4
 
 
-def test_another_rank_looks_at_nothing_and_does_what_it_is_told(two, monkeypatch, tmp_path):
+def test_another_rank_looks_at_nothing_and_follows_the_first(two, monkeypatch, tmp_path):
     monkeypatch.setattr(callback.Looker, "prepare", lambda self, budget: 1 / 0)
     monkeypatch.setattr(callback.Looker, "look", lambda *args: 1 / 0)
     said = two(1, word=callback.STOP)

@@ -9,7 +9,7 @@ import pytest
 
 from preftune.training.guard.alarms import Alarm
 from preftune.training.guard.figures import Facts, Glance, History, Look, Verdicts, history_of, pooled
-from preftune.training.guard.rules import COVERS, RULES, new_alarms, smells
+from preftune.training.guard.rules import COVERS, RULES, new_alarms, suspicious
 
 LN2 = math.log(2)
 STEPS = 100
@@ -148,11 +148,11 @@ def test_an_alarm_says_what_was_seen_the_cause_and_one_change_in_plain_sentences
 def test_a_healthy_run_raises_nothing(steps, look):
     made = history(steps=steps, look=look)
     assert names(made) == []
-    assert not smells(made)
+    assert not suspicious(made)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nothing_is_told_twice_and_what_an_alarm_explains_is_not_told(name):
+def test_nothing_is_reported_twice_and_what_an_alarm_explains_is_not_reported(name):
     assert names(CASES[name], frozenset({name})) == []
     for cause, covered in COVERS.items():
         if name in covered:
@@ -246,9 +246,9 @@ def test_a_few_pairs_are_not_looked_at():
     assert names(History(facts(), glances)) == []
 
 
-def test_half_of_an_alarm_smells():
-    assert smells(history(chosen=-30, margin_rms=30))
-    assert smells(history(loss=1.2))
+def test_half_of_an_alarm_is_suspicious():
+    assert suspicious(history(chosen=-30, margin_rms=30))
+    assert suspicious(history(loss=1.2))
 
 
 # --- figures ---

@@ -16,13 +16,15 @@ from preftune.training.guard.schedule import (
 )
 
 
-def run(*, budget: float, steps: int, step_seconds: float, look: float, before: float = 0.0, smells: int | None = None):
+def run(
+    *, budget: float, steps: int, step_seconds: float, look: float, before: float = 0.0, suspicious: int | None = None
+):
     """Steps at which a run is looked at, and the share of its time that took."""
     schedule = Schedule(budget, steps, look_seconds=look)
     schedule.spend(before)
     looked = []
     for step in range(1, steps + 1):
-        if schedule.due(step, step * step_seconds, smells=smells == step):
+        if schedule.due(step, step * step_seconds, suspicious=suspicious == step):
             schedule.looked(step, look)
             looked.append(step)
     return looked, schedule.spent / (schedule.spent + steps * step_seconds)
@@ -37,10 +39,10 @@ def test_what_is_spent_stays_within_the_budget(budget, look, steps):
     assert len(looked) <= 2 * MOST_LOOKS
 
 
-@pytest.mark.parametrize("smells", [2, 5, 30])
-def test_a_suspicion_is_looked_at_once_and_within_the_budget(smells):
-    looked, share = run(budget=0.05, steps=100, step_seconds=3.0, look=4.0, smells=smells)
-    assert smells in looked
+@pytest.mark.parametrize("suspicious", [2, 5, 30])
+def test_a_suspicion_is_looked_at_once_and_within_the_budget(suspicious):
+    looked, share = run(budget=0.05, steps=100, step_seconds=3.0, look=4.0, suspicious=suspicious)
+    assert suspicious in looked
     assert share <= 0.05
 
 
@@ -68,7 +70,7 @@ def test_nothing_is_looked_at_twice_or_without_a_budget():
     schedule = Schedule(0.5, 100, look_seconds=0.1)
     assert schedule.due(50, 100.0)
     schedule.looked(50, 0.1)
-    assert not schedule.due(50, 100.0, smells=True)
+    assert not schedule.due(50, 100.0, suspicious=True)
     assert run(budget=0.0, steps=100, step_seconds=2.0, look=0.1)[0] == []
 
 

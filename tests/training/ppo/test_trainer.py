@@ -265,7 +265,7 @@ def test_an_adaptive_penalty_cannot_turn_negative(tmp_path: Path) -> None:
     assert trainer(tmp_path, kl_target=1.0, kl_horizon=4).penalty.horizon == 4
 
 
-def test_a_prompt_without_room_for_an_answer_is_told_before_the_first_round(tmp_path: Path) -> None:
+def test_a_prompt_without_room_for_an_answer_is_reported_before_the_first_round(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="positions"):
         trainer(tmp_path, data=[*PROMPTS, {"prompt": "long " * 20}], max_new_tokens=100_000)
 

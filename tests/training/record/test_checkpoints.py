@@ -217,7 +217,7 @@ def test_another_run_is_refused_with_the_difference_and_nothing_is_touched(chang
     assert {path: path.read_bytes() for path in cut.rglob("*") if path.is_file()} == before
 
 
-def test_another_base_beneath_an_adapter_is_told_from_its_kin_without_a_reference():
+def test_another_base_beneath_an_adapter_is_distinguished_from_its_kin_without_a_reference():
     from preftune.training.record.same_run import base_of, differences
 
     one, again, other = (base_of(lora_model(tiny_model(seed=seed))) for seed in (1, 1, 2))

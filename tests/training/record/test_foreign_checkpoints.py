@@ -65,7 +65,7 @@ def test_a_value_of_a_wrong_type_is_named(file: str, name: str, value: Any, chec
 @pytest.mark.parametrize(
     ("name", "value"), [("moments", {"a": 1}), ("rewards", [1.0]), ("spent", {"a": 1}), ("work", {"units": "x"})]
 )
-def test_what_only_the_reader_can_tell_names_the_checkpoint(
+def test_what_only_the_reader_knows_names_the_checkpoint(
     name: str, value: Any, checkpoint: Path, tmp_path: Path
 ) -> None:
     change(checkpoint / "preftune_state.json", name, value)

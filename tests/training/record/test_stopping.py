@@ -99,7 +99,7 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_run_json_says_s
     assert outcome(tmp_path)["outcome"] == "interrupted"
 
 
-def test_ctrl_c_while_the_first_files_are_written_is_told(tmp_path, monkeypatch):
+def test_ctrl_c_while_the_first_files_are_written_is_reported(tmp_path, monkeypatch):
     made = trainer(lora_model(), tmp_path, data=rows(14), **SETTINGS)
     monkeypatch.setattr(made, "_audit", lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):

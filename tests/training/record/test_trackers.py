@@ -109,7 +109,7 @@ def test_secrets_in_all_their_places(value: Any, kept: Any) -> None:
     assert without_secrets(value) == kept
 
 
-def test_a_tracker_that_is_away_is_told_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tracker_that_is_away_is_reported_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
     def fail(values: object) -> None:
         raise ConnectionError("no route")
 
@@ -129,7 +129,7 @@ def test_no_secret_in_what_trackers_are_given(tmp_path: Path) -> None:
     assert config.to_dict()["model_init_kwargs"] == {"revision": "main"}
 
 
-def test_a_tracker_that_is_not_installed_is_told_with_the_configuration(
+def test_a_tracker_that_is_not_installed_is_reported_with_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.integrations.get_available_reporting_integrations", lambda: ["mlflow"])

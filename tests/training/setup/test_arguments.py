@@ -71,7 +71,9 @@ def test_a_row_beyond_the_model_s_positions_is_named_before_training(name: str, 
 
 
 @pytest.mark.parametrize(("active", "told"), [(["default"], False), (["b"], True), (["default", "b"], True)])
-def test_the_folders_of_several_adapters_are_told(active: list[str], told: bool, tmp_path: Path, caplog: Any) -> None:
+def test_the_folders_of_several_adapters_are_reported(
+    active: list[str], told: bool, tmp_path: Path, caplog: Any
+) -> None:
     """The folder of a run that trained `b` was evaluated and merged as `default`, which had not been trained."""
     model = get_peft_model(tiny_model(), lora_config())
     model.add_adapter("b", lora_config())
@@ -80,7 +82,7 @@ def test_the_folders_of_several_adapters_are_told(active: list[str], told: bool,
     assert ("in a folder of its name (b)" in caplog.text) == told
 
 
-def test_the_part_of_adalora_that_nobody_does_is_told(tmp_path: Path, caplog) -> None:
+def test_the_part_of_adalora_that_no_one_does_is_reported(tmp_path: Path, caplog) -> None:
     config = AdaLoraConfig(init_r=4, target_r=2, total_step=9, target_modules=["q_proj"], task_type="CAUSAL_LM")
     trainer(tiny_model(), tmp_path, peft_config=config)
     assert "its ranks are not reduced from 4 to 2" in caplog.text

@@ -86,7 +86,7 @@ def test_no_adapter_drops_anything(name: str) -> None:
     quiet(get_peft_model(models_zoo.random_model(), ADAPTERS[name]))
 
 
-def test_an_adapter_that_draws_its_weights_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_adapter_that_draws_its_weights_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     adapted = get_peft_model(models_zoo.random_model(), PveraConfig(r=4, target_modules=["q_proj"]))
     with caplog.at_level("INFO", logger="preftune"):
         dropout_off(adapted)

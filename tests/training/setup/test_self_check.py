@@ -154,7 +154,7 @@ def test_a_frozen_parameter_with_a_gradient_is_named(tmp_path):
     assert_untouched(run, before)
 
 
-def test_a_loss_without_any_gradient_is_told(tmp_path):
+def test_a_loss_without_any_gradient_is_reported(tmp_path):
     run = trainer(lora_model(), tmp_path)
     for parameter in run.model.parameters():
         if parameter.requires_grad:
@@ -212,7 +212,7 @@ def test_a_warm_up_from_zero_is_no_fault_and_the_first_step_with_a_rate_is_the_o
 # --- at any step: NaN ---
 
 
-def test_a_model_with_nan_in_its_weights_is_told_from_an_engine_that_is_wrong(tmp_path):
+def test_a_model_with_nan_in_its_weights_is_distinguished_from_an_engine_that_is_wrong(tmp_path):
     model = lora_model()
     with torch.no_grad():
         model.get_input_embeddings().weight[5] = math.nan  # a token of no row; a row of NaN scores in a tied head
@@ -258,7 +258,7 @@ def test_a_nan_loss_names_the_rows_of_its_step_and_leaves_the_weights_as_they_we
 
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
-def test_an_infinite_gradient_of_a_finite_loss_is_told_before_the_weights_are_touched(max_grad_norm, tmp_path):
+def test_an_infinite_gradient_of_a_finite_loss_is_reported_before_the_weights_are_touched(max_grad_norm, tmp_path):
     run = trainer(tiny_model(), tmp_path, max_grad_norm=max_grad_norm)
     before = weights_of(run)
     run.model.model.layers[0].mlp.up_proj.weight.register_hook(lambda grad: grad * math.inf)

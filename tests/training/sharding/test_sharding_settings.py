@@ -135,7 +135,7 @@ def test_a_config_keeps_what_it_was_asked(tmp_path):
     assert KTOConfig(output_dir=str(tmp_path), report_to="none").sharding is None
 
 
-def test_one_process_is_told_how_to_start_several(tmp_path):
+def test_one_process_is_reported_how_to_start_several(tmp_path):
     from preftune import DPOTrainer
 
     config = DPOConfig(output_dir=str(tmp_path), fsdp="full_shard", report_to="none", use_cpu=True)

@@ -16,7 +16,7 @@ from tests.training.dpo_runs import lora_model, trainer
 from tiny import tiny_model
 
 
-def test_what_a_cure_would_save_is_computed_from_the_model_and_the_pair(tmp_path):
+def test_what_a_fix_would_save_is_computed_from_the_model_and_the_pair(tmp_path):
     """Weights by hand: 2 layers of width 32 and inner width 48 in float32. Activations as the plan has them."""
     made = trainer(tiny_model(), tmp_path)
     group = TokenizedGroup([5] * 60, ([6] * 30, [7] * 10), ())

@@ -260,7 +260,7 @@ def test_dropout_is_off_in_an_evaluation_and_on_again_after_it(tmp_path):
     assert all(module.training for module in run.model.modules())
 
 
-def test_named_evaluation_sets_are_told_apart(tmp_path):
+def test_named_evaluation_sets_are_distinguished(tmp_path):
     run = trainer(
         tiny_model(),
         tmp_path,

@@ -302,20 +302,20 @@ def given_up(made: Any) -> str:
     return str(caught.value)
 
 
-def test_a_single_pair_that_does_not_fit_names_the_cures_that_apply_best_first(tmp_path, caplog):
+def test_a_single_pair_that_does_not_fit_names_the_fixes_that_apply_best_first(tmp_path, caplog):
     made = make(tmp_path, model=tiny_model(), max_steps=1)
     said = given_up(made)
     assert "a single pair of" in said
     assert len(warned(caplog)) >= 2  # four pairs, two pairs, and then it stops
     in_order = ["gradient_checkpointing=True", "--use_peft", "load_in_4bit=True", "max_length below", "a smaller model"]
-    places = [said.index(cure) for cure in in_order]
+    places = [said.index(fix) for fix in in_order]
     assert places == sorted(places)
     assert said.count("saves about") == len(in_order)
     for taken in ("per_device_train_batch_size", "max_tokens_per_batch"):
         assert taken not in said
 
 
-def test_no_cure_is_named_that_is_taken_already(tmp_path):
+def test_no_fix_is_named_that_is_taken_already(tmp_path):
     save_tiny(tmp_path / "base", hidden_size=64, intermediate_size=64)
     model = load_model(tmp_path / "base", load_in_4bit=True)
     said = given_up(
@@ -327,12 +327,12 @@ def test_no_cure_is_named_that_is_taken_already(tmp_path):
             gradient_checkpointing=True,
         )
     )
-    for cure in ("gradient_checkpointing", "--use_peft", "load_in_4bit"):
-        assert cure not in said
+    for fix in ("gradient_checkpointing", "--use_peft", "load_in_4bit"):
+        assert fix not in said
     assert "max_length below" in said
 
 
-def test_a_single_pair_that_cannot_be_scored_has_no_training_s_cures(tmp_path):
+def test_a_single_pair_that_cannot_be_scored_has_no_training_s_fixes(tmp_path):
     made = make(tmp_path, eval_dataset=data_of_two_lengths(4), max_steps=1)
     made.train()
     made.engine = Tight(made.engine, 0, when=lambda: True)
@@ -341,7 +341,7 @@ def test_a_single_pair_that_cannot_be_scored_has_no_training_s_cures(tmp_path):
     assert "gradient_checkpointing" not in str(caught.value)
 
 
-def test_an_optimiser_whose_state_does_not_fit_has_no_cures_for_batches(tmp_path):
+def test_an_optimiser_whose_state_does_not_fit_has_no_fixes_for_batches(tmp_path):
     made = make(tmp_path, model=tiny_model())
     made.create_optimizer()
 
@@ -351,6 +351,6 @@ def test_an_optimiser_whose_state_does_not_fit_has_no_cures_for_batches(tmp_path
     made.optimizer.step = step
     with pytest.raises(OutOfMemoryError, match="outside of a batch") as caught:
         made.train()
-    cures = str(caught.value)
-    assert [c in cures for c in ("--use_peft", "load_in_4bit", "a smaller model")] == [True] * 3
-    assert [c in cures for c in ("gradient_checkpointing", "max_length")] == [False] * 2
+    fixes = str(caught.value)
+    assert [c in fixes for c in ("--use_peft", "load_in_4bit", "a smaller model")] == [True] * 3
+    assert [c in fixes for c in ("gradient_checkpointing", "max_length")] == [False] * 2

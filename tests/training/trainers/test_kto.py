@@ -79,7 +79,7 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_reference_that_nobody_else_holds_scores_the_mismatched_answers(named, tmp_path):
+def test_a_reference_that_no_one_else_holds_scores_the_mismatched_answers(named, tmp_path):
     folder = save_tiny(tmp_path / "reference", seed=1)
     losses = {}
     for kept in (True, False):

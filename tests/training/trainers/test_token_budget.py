@@ -313,7 +313,7 @@ def test_without_being_asked_it_never_computes_more_at_a_time_than_the_batches_t
 # --- what must be there to train on ---
 
 
-def test_dropping_the_only_batch_is_told_with_the_numbers(tmp_path):
+def test_dropping_the_only_batch_is_reported_with_the_numbers(tmp_path):
     options = {"per_device_train_batch_size": 4, "dataloader_drop_last": True}
     with pytest.raises(ConfigError, match=r"3 rows fill less than one batch \(per_device_train_batch_size=4\)"):
         trainer(lora_model(), tmp_path, data=rows(3), **options)

@@ -69,7 +69,7 @@ def test_the_configuration_keeps_what_was_asked(tmp_path: Path) -> None:
     assert not config(tmp_path).torch_compile
 
 
-def test_a_model_without_anything_to_compile_is_told(tmp_path: Path) -> None:
+def test_a_model_without_anything_to_compile_is_reported(tmp_path: Path) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     with pytest.raises(ConfigError, match="no norms or MLPs"):
         settle_compilation(model, config(tmp_path, torch_compile=True))

@@ -51,7 +51,7 @@ def test_every_rank_has_the_same_gradients_at_every_step(case, two_ranks):
         assert rank[case]["gradient_differences"] == [0.0, 0.0, 0.0]
 
 
-def test_the_smallest_limit_of_all_ranks_is_everybody_s(two_ranks):
+def test_the_smallest_limit_of_all_ranks_is_that_of_all(two_ranks):
     first, second = (rank[one_of_two_ranks.OUT_OF_MEMORY] for rank in two_ranks)
     assert first["limit"] == second["limit"] > 0
     assert first["limit"] < two_ranks[0]["lora"]["limit"] == AUTOMATIC_CPU_TOKENS

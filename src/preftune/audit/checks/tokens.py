@@ -115,7 +115,7 @@ class TokensCheck(Check):
             self.words = self.words or encoded.detail
             self.add(REFUSED, seen, encoded.detail[:200])
         elif encoded.reason is not None:
-            if not _is_told(seen, encoded.reason):
+            if not _is_reported(seen, encoded.reason):
                 self.add(LEFT_OUT, seen, REASONS[encoded.reason][0])
                 self.reasons[encoded.reason] += 1
         else:
@@ -163,7 +163,7 @@ class TokensCheck(Check):
         return {"detail": self.words} if kind is REFUSED else {}
 
 
-def _is_told(seen: SeenPair, reason: str) -> bool:
+def _is_reported(seen: SeenPair, reason: str) -> bool:
     """Whether another check has a finding for pairs that tokenising leaves out for this reason."""
     if reason == "empty_completion":
         return seen.blank

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.cli.flags.arguments import column_names
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
 
@@ -217,5 +217,5 @@ def _gate(result: Audit, failing: tuple[frozenset[str], frozenset[str]], asked: 
     if not found:
         return 0
     named = ", ".join(f"{finding.name} ({finding.count:,})" for finding in found)
-    tell(f"preftune: --fail_on {asked}: {result.name} has {named}.")
+    echo(f"preftune: --fail_on {asked}: {result.name} has {named}.")
     return 1

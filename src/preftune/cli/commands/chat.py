@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
     add_endpoint_options,
@@ -63,7 +63,7 @@ def _chat(asked: argparse.Namespace, opened: ExitStack) -> None:
     _read_any_bytes()
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if terminal:
-        tell(f"Talking to {' and '.join(s.name for s in speakers)}. /reset forgets, /exit or Ctrl-D ends.")
+        echo(f"Talking to {' and '.join(s.name for s in speakers)}. /reset forgets, /exit or Ctrl-D ends.")
     settings = {"max_new_tokens": asked.max_new_tokens, "temperature": asked.temperature}
     for turn, message in enumerate(_messages(terminal)):
         if message == "/exit":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from preftune.amounts import counted
 from preftune.cli.display.terminal import console as fitting_console
 from preftune.cli.flags.judge_flags import JUDGE_FORMS, add_judge_options, check_judge, open_asked_judge
-from preftune.cli.flags.messages import tell, until_stopped
+from preftune.cli.flags.messages import echo, until_stopped
 from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
     add_endpoint_options,
@@ -208,13 +208,13 @@ def _compare(asked: argparse.Namespace, folder: Path, opened: ExitStack) -> None
     plan = _plan(asked, folder, opened)
     trials, others = len(next(iter(plan.trials.values()))), len(plan.seeds) - 1
     more = f", then the chosen settings with {counted(others, 'more seed')}" if others else ""
-    tell(
+    echo(
         f"preftune: {counted(len(plan.parts.train), 'pair')} to train on, {counted(len(plan.parts.tune), 'prompt')} to "
         f"choose settings by, {len(plan.parts.test):,} to judge. Trials: {trials} per method, each with at most "
         f"{plan.budget.words()}{more}. Results in {folder}"
     )
     if hasattr(plan.judge, "estimate"):
-        tell(f"preftune: the judge compares at most {counted(plan.questions, 'pair')} of answers, each in both orders")
+        echo(f"preftune: the judge compares at most {counted(plan.questions, 'pair')} of answers, each in both orders")
     facts = {name: found for name, found in environment().items() if name in ("versions", "hardware")}
     result = Comparison(plan, partial(print, flush=True), facts).run()
     write_json(folder / "compare.json", result.to_dict())
@@ -344,7 +344,7 @@ def _read(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     prompts = load_prompts(asked.data, **read, **kept)
     separate = None if asked.test_data is None else load_prompts(asked.test_data, **kept)
     for note in dict.fromkeys((*pairs.notes, *prompts.notes, *(() if separate is None else separate.notes))):
-        tell(f"preftune: {note}")
+        echo(f"preftune: {note}")
     return pairs.as_chat() if asked.as_chat else pairs, prompts, separate
 
 
@@ -365,8 +365,8 @@ def _show(result: Result, folder: Path) -> None:
         console.print(table)
     else:
         for name, *cells in rows:
-            told = ", ".join(f"{who}: {cell}" for who, cell in zip(header[1:], cells, strict=True) if cell)
-            console.print(f"{name}: {told}", markup=False, soft_wrap=wraps)
+            figures = ", ".join(f"{who}: {cell}" for who, cell in zip(header[1:], cells, strict=True) if cell)
+            console.print(f"{name}: {figures}", markup=False, soft_wrap=wraps)
     for line in others:
         console.print(f"- {line}", markup=False, soft_wrap=wraps)
     console.print(f"Its report: {folder / 'report.html'}", markup=False, soft_wrap=True)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from preftune.cli.commands.eval_request import need_comparison, read_request, results_folder
 from preftune.cli.commands.eval_training import trained_with
 from preftune.cli.flags.arguments import column_names
-from preftune.cli.flags.judge_flags import open_asked_judge, tell_before_asking
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.judge_flags import echo_cost, open_asked_judge
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.model_flags import (
     conduct_and_budget,
+    echo_prompts,
     model_options,
     refuse,
     sampling_settings,
-    tell_prompts,
 )
 from preftune.cli.flags.ray_flags import open_pool
 from preftune.cli.train.auto_judge import AUTO, make_judge, seen_in_training
@@ -69,7 +69,7 @@ def _over_seeds(asked: argparse.Namespace, seeds: Mapping[int, Path]) -> int:
     with ExitStack() as opened:
         endpoints = conduct_and_budget(asked, opened)  # the caps are of all seeds together
         for seed, run in seeds.items():
-            tell(f"preftune: seed {seed}")
+            echo(f"preftune: seed {seed}")
             one = argparse.Namespace(**{**vars(asked), "model": str(run)})
             decision = _evaluated(one, folders[seed], endpoints, earlier=[folders[done] for done in decisions])
             assert decision is not None  # only suites have none
@@ -104,7 +104,7 @@ def _exit_code(asked: argparse.Namespace, level: int | None, grounds: str | None
     assert level is not None  # `need_comparison` refuses suites without a verdict
     if level >= LEVELS[asked.fail_under]:
         return 0
-    tell(f"preftune: exit code 1, because the verdict is {grounds}, and --fail_under is {asked.fail_under}")
+    echo(f"preftune: exit code 1, because the verdict is {grounds}, and --fail_under is {asked.fail_under}")
     return 1
 
 
@@ -144,7 +144,7 @@ def _evaluate(
         match = spread(match, pool, asked.model, asked.baseline, options)
         opened.callback(match.release)
     for note in match.notes:
-        tell(f"preftune: {note}")
+        echo(f"preftune: {note}")
     if asked.suite:
         decision = _run_suites(asked, folder, match, judge, opened)
     else:
@@ -171,17 +171,17 @@ def _compare(
     from preftune.statistics.intervals import power_sentence
 
     rows, seen = _rows(asked, match)
-    tell(f"preftune: {power_sentence(len({digest(row['prompt']) for row in rows}))}")
+    echo(f"preftune: {power_sentence(len({digest(row['prompt']) for row in rows}))}")
     needs = getattr(judge.judge, "needs", None)
     if needs is not None:
         for row in rows:
             needs(row)
     prepare_folder(folder)
-    _tell_what_changes(folder, match)
+    _echo_changes(folder, match)
     _before_answering(match, rows, folder, earlier)
     abilities = abilities_of(folder, match.settings, asked.forgetting_budget)
     if asked.forgetting_budget is None and "budget" in abilities:
-        tell(
+        echo(
             f"preftune: the forgetting budget is {abilities['budget']:g} points, as in the earlier evaluation in "
             f"{folder} (--forgetting_budget changes it)"
         )
@@ -191,9 +191,9 @@ def _compare(
     def before_judging(answered: list[AnsweredRow]) -> None:
         match.release()
         questions = questions_of(answered, rows, symmetric=symmetric)
-        calls = tell_before_asking(judge, questions, again=again, what="each pair of answers, in both orders")
+        calls = echo_cost(judge, questions, again=again, what="each pair of answers, in both orders")
         if judge.asker is not None and questions and not calls:
-            tell("preftune: 0 calls, because every verdict is known")
+            echo("preftune: 0 calls, because every verdict is known")
 
     summary = evaluate_pairwise(
         rows,
@@ -240,17 +240,17 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
             keep_if_there=(*CATEGORIES, *KEYS),
             limit=asked.limit,
         )
-    tell_prompts(prompts)
+    echo_prompts(prompts)
     seen = None
     if asked.prompts is not None:
         seen = seen_in_training(asked.model, [prompt.prompt for prompt in prompts.prompts])
         if seen is None and run_facts(asked.model):
-            tell(
+            echo(
                 f"preftune: it is unknown which of these prompts {asked.model} was trained on: its run kept no record "
                 f"({FILE})."
             )
     if seen:
-        tell(f"preftune: {seen_sentence(seen, len(prompts.prompts))}")
+        echo(f"preftune: {seen_sentence(seen, len(prompts.prompts))}")
     rows = []
     for prompt in prompts.prompts:
         row = prompt.row(asked.by)
@@ -265,14 +265,14 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
     return rows, seen
 
 
-def _tell_what_changes(folder: Path, match: Matchup) -> None:
+def _echo_changes(folder: Path, match: Matchup) -> None:
     """Says that the evaluation in the folder had other settings, so that its answers are generated again."""
     from preftune.evaluation.labelling.sample import differences
 
     before = read_object(folder / "summary.json").get("settings")
     changed = differences(before, match.settings) if isinstance(before, dict) else []
     if changed:
-        tell(f"preftune: {folder} held an evaluation with other settings ({'; '.join(changed[:3])}); it is replaced")
+        echo(f"preftune: {folder} held an evaluation with other settings ({'; '.join(changed[:3])}); it is replaced")
 
 
 def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path, earlier: Sequence[Path]) -> None:
@@ -289,7 +289,7 @@ def _before_answering(match: Matchup, rows: list[dict[str, Any]], folder: Path, 
         missing = missing_rows(rows, match.settings, path, side)
         if missing:
             estimate = answerer.estimate([row["prompt"] for row in missing], missing)
-            tell(f"preftune: {answerer.name}: {estimate.line()}")
+            echo(f"preftune: {answerer.name}: {estimate.line()}")
             asking.append((answerer, estimate))
     if len(asking) > 1:  # each fits under the caps; do both?
         _, both = zip(*asking, strict=True)

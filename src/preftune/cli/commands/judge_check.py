@@ -15,10 +15,10 @@ from preftune.cli.flags.judge_flags import (
     JUDGE_FORMS,
     add_judge_options,
     check_judge,
+    echo_cost,
     open_asked_judge,
-    tell_before_asking,
 )
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
@@ -52,14 +52,14 @@ def run(argv: Sequence[str]) -> int:
         thoughts=bool(asked.judge_thoughts),
     )
     for note in labels.notes:
-        tell(f"preftune: {note}")
+        echo(f"preftune: {note}")
     try:
         with ExitStack() as opened:
             conduct, budget = conduct_and_budget(asked, opened)
             judge = open_asked_judge(asked, opened, conduct=conduct, budget=budget)
             again = bool(asked.ask_again)
             what = "each pair of answers, in both orders"
-            tell_before_asking(judge, questions_of(labels.labels, judge.judge), again=again, what=what)
+            echo_cost(judge, questions_of(labels.labels, judge.judge), again=again, what=what)
             progress = opened.enter_context(Counting("judging", unit="verdicts"))
             judged = judge_labels(labels.labels, judge.judge, again=again, progress=progress)
             found = agreement(judged, judge.judge, confidence=asked.confidence, seed=asked.seed)

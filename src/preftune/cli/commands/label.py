@@ -14,8 +14,8 @@ from preftune.cli.flags.judge_flags import (
     JUDGE_FORMS,
     add_judge_options,
     check_judge,
+    echo_cost,
     open_asked_judge,
-    tell_before_asking,
 )
 from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget, refuse
 from preftune.cli.flags.plain_parser import PlainParser
@@ -131,6 +131,6 @@ def _rater(asked: argparse.Namespace, opened: ExitStack) -> tuple[Rater, Callabl
 
     def before(groups: list[Group]) -> None:
         what = "each two completions of a prompt, in both orders"
-        tell_before_asking(judge, rater.questions(groups), again=again, what=what)
+        echo_cost(judge, rater.questions(groups), again=again, what=what)
 
     return rater, before

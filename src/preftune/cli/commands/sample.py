@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import column_names
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
     MODEL_FLAGS,
@@ -19,10 +19,10 @@ from preftune.cli.flags.model_flags import (
     add_model_options,
     add_sampling_options,
     conduct_and_budget,
+    echo_prompts,
     model_options,
     refuse,
     sampling_settings,
-    tell_prompts,
 )
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.ray_flags import RAY_FLAGS, add_ray_options, open_pool
@@ -128,7 +128,7 @@ def _prompts(asked: argparse.Namespace, *, as_chat: bool) -> Prompts:
         keep=asked.keep,
         limit=asked.limit,
     )
-    tell_prompts(prompts)
+    echo_prompts(prompts)
     return prompts
 
 
@@ -169,7 +169,7 @@ def _from_endpoint(asked: argparse.Namespace, settings: SamplingSettings) -> Sam
         def before(missing: list[Asked]) -> None:
             if missing:
                 asked_of = [one.prompt.prompt for one in missing]
-                tell(f"preftune: {generator.estimate(asked_of, [one.row for one in missing]).line()}")
+                echo(f"preftune: {generator.estimate(asked_of, [one.row for one in missing]).line()}")
                 endpoint.check()
 
         return _sample(asked, prompts, generator, before=before)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
 from preftune.cli.deploy.verify import add_questions, page
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.model_flags import refuse
 from preftune.cli.flags.plain_parser import PlainParser
 
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
         files = len(exported.manifest.files)
         print(f"{exported.folder}: {exported.manifest.kind}, {exported.manifest.form}, {counted(files, 'file')}.")
         for note in exported.notes:
-            tell(note)
+            echo(note)
         if trained is not None:
             found = verify(exported.folder, trained)
             holds.append(found.holds)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import ModelError
 
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         others = " --baseline openai:base@" + running.address if "base" in running.models else ""
         print(f"Compare:   preftune eval --model openai:aligned@{running.address}{others}", flush=True)
         if asked.host not in ("127.0.0.1", "localhost", "::1"):
-            tell("The server asks for no key: everyone who reaches this address can use it.")
+            echo("The server asks for no key: everyone who reaches this address can use it.")
         try:
             while running.process is None or running.process.poll() is None:
                 time.sleep(0.5)

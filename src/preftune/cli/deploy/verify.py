@@ -15,7 +15,7 @@ from preftune.cli.flags.judge_flags import (
     check_judge,
     open_asked_judge,
 )
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, add_endpoint_options, conduct_and_budget, refuse
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.log import printable
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
             base_model=asked.base,
             dtype=asked.dtype,
             trust_remote_code=asked.trust_remote_code,
-            progress=lambda what: tell(f"verify: {what}"),
+            progress=lambda what: echo(f"verify: {what}"),
         )
     if asked.json:
         print(json.dumps(found.to_dict()))

@@ -81,7 +81,7 @@ def _table(findings: Sequence[Finding]) -> Any:
             f"{finding.count:,}",
             _percent(finding.share),
             ", ".join(str(example.row) for example in finding.examples),
-            Text(finding.kind.cure),
+            Text(finding.kind.fix),
         )
     return table
 
@@ -95,7 +95,7 @@ def _line(finding: Finding) -> Any:
     line.append(f"  {finding.kind.title}", style="bold")
     line.append(f": {finding.count:,} ({_percent(finding.share)}){where}.", style="none")
     line.append(f" {plain(finding.detail)}" if finding.detail else "", style="none")
-    line.append(f" {finding.kind.cure}", style="none")
+    line.append(f" {finding.kind.fix}", style="none")
     return line
 
 

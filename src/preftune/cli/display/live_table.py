@@ -130,8 +130,8 @@ class LiveTable:
         lines: list[RenderableType] = [table] if self._logged else []
         if self._held_out is not None:
             step, numbers = self._held_out
-            told = [f"{c.title} {_cell(c, numbers)}" for c in COLUMNS if _cell(c, numbers)]
-            lines.append(_line(f"held out, step {step:,}: {', '.join(told)}", width))
+            figures = [f"{c.title} {_cell(c, numbers)}" for c in COLUMNS if _cell(c, numbers)]
+            lines.append(_line(f"held out, step {step:,}: {', '.join(figures)}", width))
         lines.append(self._bar(width))
         if self._alarm:
             lines.append(_line(self._alarm, width, style="yellow"))

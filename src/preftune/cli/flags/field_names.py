@@ -106,11 +106,11 @@ def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | Non
     """
     unknown = [entry for entry in (recipe.entries if recipe is not None else ()) if _plain(entry.key) not in names]
     if unknown and recipe is not None:
-        told = [f"line {entry.line}: {what_of(entry.key, names, prog=prog)}" for entry in unknown]
-        if len(told) == 1:
+        explained = [f"line {entry.line}: {what_of(entry.key, names, prog=prog)}" for entry in unknown]
+        if len(explained) == 1:
             (entry,) = unknown
             raise RequestError(f"The recipe {recipe.path}, line {entry.line}: {what_of(entry.key, names, prog=prog)}")
-        raise RequestError(f"The recipe {recipe.path} has {len(told)} unknown keys. {' '.join(told)}")
+        raise RequestError(f"The recipe {recipe.path} has {len(explained)} unknown keys. {' '.join(explained)}")
     for word in argv:
         flag = word.partition("=")[0]
         if flag.startswith("--") and len(flag) > 2 and _plain(flag[2:]) not in names:

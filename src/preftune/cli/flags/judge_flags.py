@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, refuse
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
@@ -150,7 +150,7 @@ def open_asked_judge(
     return judge
 
 
-def tell_before_asking(judge: OpenedJudge, questions: Sequence[Question], *, again: bool, what: str) -> int:
+def echo_cost(judge: OpenedJudge, questions: Sequence[Question], *, again: bool, what: str) -> int:
     """Prints the number of known verdicts and the cost of the calls, checks that the address answers, and returns the
     number of calls.
 
@@ -164,9 +164,9 @@ def tell_before_asking(judge: OpenedJudge, questions: Sequence[Question], *, aga
     known = judge.judge.known(questions)  # type: ignore[attr-defined]
     expected = estimate(questions, again=again)
     if known:
-        tell(f"preftune: {counted(known, 'verdict is', 'verdicts are')} known from earlier runs and cost nothing")
+        echo(f"preftune: {counted(known, 'verdict is', 'verdicts are')} known from earlier runs and cost nothing")
     if expected.calls:
-        tell(f"preftune: {expected.line()} ({what})")
+        echo(f"preftune: {expected.line()} ({what})")
         if judge.endpoint is not None:
             judge.endpoint.check()
     return int(expected.calls)

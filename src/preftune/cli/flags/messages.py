@@ -46,12 +46,12 @@ def until_stopped(folder: Path, kept: str, work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         raise KeyboardInterrupt(kept) from None
     except StoppedError as stop:
-        tell(kept)
+        echo(kept)
         return stop.exit_code
     return 0
 
 
-def tell(text: str) -> None:
+def echo(text: str) -> None:
     """Prints one paragraph to standard error: wrapped on a terminal, one line in a log; without control characters."""
     text = printable(text)
     if sys.stderr.isatty():

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
 
@@ -98,7 +98,7 @@ def conduct_and_budget(asked: argparse.Namespace, opened: ExitStack) -> tuple[Co
         given["max_reply_bytes"] = round(1e6 * given.pop("max_reply_mb"))
     conduct = {name: given.pop(name) for name in _CONDUCT if name in given}
     budget = Budget(**given)
-    opened.callback(lambda: tell(f"preftune: used {budget.line()}") if budget.calls else None)
+    opened.callback(lambda: echo(f"preftune: used {budget.line()}") if budget.calls else None)
     return Conduct(**conduct), budget
 
 
@@ -120,9 +120,9 @@ def sampling_settings(asked: argparse.Namespace) -> SamplingSettings:
     return SamplingSettings(**{name: getattr(asked, name) for name in SamplingSettings.__slots__})
 
 
-def tell_prompts(prompts: Prompts) -> None:
+def echo_prompts(prompts: Prompts) -> None:
     """Prints the number of prompts, and what was left out of the source."""
     again = f" ({counted(prompts.repeated, 'row repeats', 'rows repeat')} another)" if prompts.repeated else ""
-    tell(f"preftune: {counted(len(prompts.prompts), 'distinct prompt')} in {prompts.name}{again}")
+    echo(f"preftune: {counted(len(prompts.prompts), 'distinct prompt')} in {prompts.name}{again}")
     for note in prompts.notes:
-        tell(f"preftune: {note}")
+        echo(f"preftune: {note}")

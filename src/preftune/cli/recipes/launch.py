@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import PreftuneError, RequestError, did_you_mean, sentence
 
@@ -91,7 +91,7 @@ def _train(asked: argparse.Namespace, words: Sequence[str], output: str) -> int:
 
         processes = asked.nodes * (asked.gpus_per_node or asked.processes_per_node or 1)
         where = f"{counted(processes, 'process', 'processes')} on {counted(asked.nodes, 'machine')}"
-        tell(f"preftune: {where}: preftune {words[0]}, at most {counted(asked.max_restarts, 'restart')}")
+        echo(f"preftune: {where}: preftune {words[0]}, at most {counted(asked.max_restarts, 'restart')}")
         loop: Any = worker
         trainer = TorchTrainer(
             loop,

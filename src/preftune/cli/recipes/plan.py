@@ -10,7 +10,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
 
@@ -112,7 +112,7 @@ def _plan(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> Pl
     if asked.device != "this":
         return plan
     if not plan.memory.fits:
-        tell("preftune: it does not fit here, so nothing is measured and the rate is assumed.")
+        echo("preftune: it does not fit here, so nothing is measured and the rate is assumed.")
         return plan
     return replace(plan, measured=_measured(trainer, name, config, values, groups, tokenizer, plan, lora))
 
@@ -228,7 +228,7 @@ def _measured(
     """The rate of two steps on this machine, with the weights of the model, or random ones if the folder has none."""
     from preftune.training.setup.measured_rate import measured_rate, stand_in_tokenizer, weights_or_random
 
-    tell("preftune: measuring two steps on this machine ...")
+    echo("preftune: measuring two steps on this machine ...")
     here = replace(
         config,
         bf16=values.bf16,

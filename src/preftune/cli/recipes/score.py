@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.ray_flags import add_ray_options, open_pool
 from preftune.errors import ConfigError, RequestError, did_you_mean
@@ -70,9 +70,9 @@ def _method(name: str) -> Method:
 
 
 def _tell(scored: Scored, method: Method, words: Sequence[str]) -> None:
-    tell(f"preftune: reference: {scored.reference}; its scores are in {scored.file}")
+    echo(f"preftune: reference: {scored.reference}; its scores are in {scored.file}")
     if scored.draws:
-        tell("preftune: the baseline of loss_type=kto is scored in each step, from answers to other prompts.")
+        echo("preftune: the baseline of loss_type=kto is scored in each step, from answers to other prompts.")
     new = f"{counted(scored.computed, 'completion')} scored now" if scored.computed else "nothing to score"
     print(f"{counted(scored.rows, 'row')}: {new}, the other scores are known.")
     print(f"Train with them:   {shlex.join(['preftune', method.name, *words])}")

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from preftune.cli.flags.messages import tell, until_stopped
+from preftune.cli.flags.messages import echo, until_stopped
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
 
@@ -124,12 +124,12 @@ def _sweep(plan: SweepPlan, method: Method, folder: Path, *, storage: str | None
     from preftune.sweep.run import Sweep
 
     said = ", ".join(one.name for one in plan.space)
-    tell(
+    echo(
         f"preftune: {counted(plan.trials, 'trial')} of preftune {plan.command}, searching {said}; "
         f"{plan.objective}, {plan.better} is better. Results in {folder}"
     )
     if plan.note:
-        tell(f"preftune: {plan.note}")
+        echo(f"preftune: {plan.note}")
     fields = [field.name for field in method.fields() or ()]
     sweep = Sweep(plan, folder, fields=fields, say=partial(print, flush=True), storage=storage)
     result = sweep.result(sweep.run(timeout=timeout))
@@ -137,8 +137,8 @@ def _sweep(plan: SweepPlan, method: Method, folder: Path, *, storage: str | None
     if best is None:
         raise RequestError(f"no trial has ended. {folder}/trials has their logs.")
     settings = ", ".join(f"{name} {value}" for name, value in best["settings"].items())
-    tell(f"\nBest: trial {best['number']}, {plan.objective} {best['value']:.4g} ({settings})")
-    tell(
+    echo(f"\nBest: trial {best['number']}, {plan.objective} {best['value']:.4g} ({settings})")
+    echo(
         f"Its recipe is {folder}/best.yaml, the page {folder}/report.html. The best of {len(result['trials'])} trials "
         "looks better than it is: train best.yaml with other seeds, and judge it with preftune eval."
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.errors import PreftuneError, RequestError
 from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
@@ -38,7 +38,7 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
         pairs = load_pairs(asked.judge_data)
     elif held_out is not None:
         pairs = held_out
-        tell(f"preftune: the judge is trained on the pairs that {asked.model} held out ({len(pairs):,})")
+        echo(f"preftune: the judge is trained on the pairs that {asked.model} held out ({len(pairs):,})")
     else:
         raise RequestError(
             f"--judge auto needs pairs that {asked.model} was not trained on, and its run held out no pairs "
@@ -48,7 +48,7 @@ def make_judge(asked: argparse.Namespace) -> AutoJudge:
     if known is not None:
         unwanted = (unwanted or frozenset()) | frozenset(known.tolist())
     judge = train_judge(_base_of(asked), pairs, unwanted=unwanted, seed=asked.seed, dtype=asked.judge_dtype or "auto")
-    tell(f"preftune: {judge.sentence()}")
+    echo(f"preftune: {judge.sentence()}")
     return judge
 
 
@@ -101,15 +101,15 @@ def _pairs_of_run(model: str) -> tuple[PairDataset | None, PairDataset | None]:
         request = read_request(argv, find_recipe(argv))
         names = request.data.dataset_names
         if "-" in ([names] if isinstance(names, str) else names):
-            tell(f"preftune: the training data of {model} came from standard input, and cannot be read again")
+            echo(f"preftune: the training data of {model} came from standard input, and cannot be read again")
             return None, None
         train, held_out = METHOD.open_data(request)
     except PreftuneError as error:
-        tell(f"preftune: the training data of {model} cannot be read again ({error})")
+        echo(f"preftune: the training data of {model} cannot be read again ({error})")
         return None, None
     rows = _rows_trained_on(model)
     if rows is not None and rows != len(train):
-        tell(
+        echo(
             f"preftune: the training data of {model} changed since the run ({counted(rows, 'pair')} then, "
             f"{len(train):,} now), so it is unknown which of them it was trained on"
         )

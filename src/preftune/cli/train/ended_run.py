@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.errors import PreftuneError, RequestError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _measure_late(trainer: RecordedTrainer, output: Path) -> bool:
         ends = ends[summary + 1 :]
     if any("eval_runtime" in line for line in ends):
         return False
-    tell("preftune: the run was ended before its held-out rows were measured; they are measured now.")
+    echo("preftune: the run was ended before its held-out rows were measured; they are measured now.")
     figures = trainer.evaluate()
     if trainer.is_world_process_zero():
         append_line(output / "metrics.jsonl", {"step": step, "time": time.time(), **figures})

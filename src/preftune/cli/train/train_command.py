@@ -17,7 +17,7 @@ from preftune.amounts import counted
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
 from preftune.cli.flags.field_names import Field, check_choices, check_names, fields_of, names_of, spoken_as_flags
 from preftune.cli.flags.help_pages import HelpPage, page
-from preftune.cli.flags.messages import tell
+from preftune.cli.flags.messages import echo
 from preftune.cli.flags.recipe import Recipe, find_recipe
 from preftune.cli.train.ended_run import asked_checkpoint, held_out_metrics, judged_lines, leave, stopped, write_page
 from preftune.errors import PlanOnlyError, PreftuneError, RequestError
@@ -186,7 +186,7 @@ def _train(method: Method, request: Request) -> int:
 
         words = words_of_each(request.words, request.seeds, split=hasattr(request.data, "split_seed"))
         with locked(output):
-            print("\n".join(train_seeds(method.name, words, request.seeds, Path(output), tell=tell)))
+            print("\n".join(train_seeds(method.name, words, request.seeds, Path(output), echo=echo)))
         return 0
     with locked(output, writes=os.environ.get("RANK", "0") == "0"):
         trainer, progress = prepare(method, request)
@@ -197,7 +197,7 @@ def _train(method: Method, request: Request) -> int:
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(stopped(method.name, request.words, Path(str(request.config.output_dir)))) from stop
         except StoppedError as stop:
-            tell(stopped(method.name, request.words, Path(str(request.config.output_dir))))
+            echo(stopped(method.name, request.words, Path(str(request.config.output_dir))))
             return stop.exit_code
         finally:
             progress.close()
@@ -331,7 +331,7 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
             if request.report:
                 write_page(output)
             if config.push_to_hub:
-                tell("preftune: the model is not pushed to the hub: training has destroyed it.")
+                echo("preftune: the model is not pushed to the hub: training has destroyed it.")
             raise PreftuneError(broken)
         print(f"Done after {counted(steps, 'step')}. The {kind} is in {output}, its record in {output}/run.json.")
         if metrics is None and method.holds_out:

@@ -70,21 +70,21 @@ def shape(rows: Dataset, *, format: str | None, columns: Mapping[str, str | None
         adapter.check(rows, sample)
     named = adapter.columns(sample) if adapter.columns is not None else None
     note = f"The rows are read as {adapter.name} ({adapter.holds}); --format (format=) names another format."
-    told = (note,) if format is None and adapter.name != _PLAIN else ()
+    notes_of_shape = (note,) if format is None and adapter.name != _PLAIN else ()
     if named is not None:
         scores, ratings = (
             (find(sample) or ()) if find is not None else () for find in (adapter.scores, adapter.ratings)
         )
-        return Shaped(rows, {**named, **asked}, adapter.name, None, scores, ratings, told)
+        return Shaped(rows, {**named, **asked}, adapter.name, None, scores, ratings, notes_of_shape)
     if adapter.rows is None and adapter.table is None:
         raise _no_pair(adapter, sample, [], name)
     made = convert(rows, adapter, name=name)
     if len(made.rows) == 0:
         raise _no_pair(adapter, sample, made.lines(), name)
-    if told:
-        told = (f"{note} {counted(len(rows), 'row gives', 'rows give')} {counted(len(made.rows), 'pair')}.",)
+    if notes_of_shape:
+        notes_of_shape = (f"{note} {counted(len(rows), 'row gives', 'rows give')} {counted(len(made.rows), 'pair')}.",)
     used = frozenset((*(adapter.uses(sample) if adapter.uses is not None else sample.columns), *CARRIED))
-    notes = (*told, *made.lines())
+    notes = (*notes_of_shape, *made.lines())
     return Shaped(made.rows, asked, adapter.name, made.numbers, ("strength",), RATINGS, notes, made.left, used)
 
 

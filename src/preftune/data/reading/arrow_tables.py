@@ -184,7 +184,7 @@ def _try_write(
             return None
         if not count:
             raise DatasetError(f"{name} has no rows. Give at least one.")
-        halves.tell()
+        halves.warn_once()
         return sink.dataset()
 
 

@@ -48,7 +48,7 @@ class HalfPairs:
             return [self.replaced(inner, where) for inner in value]
         return value
 
-    def tell(self) -> None:
+    def warn_once(self) -> None:
         """Warns once about replaced halves, although the same data are read more than once."""
         if self.texts:
             _warn_once(self.name, self.texts, self.first)

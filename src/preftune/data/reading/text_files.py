@@ -78,7 +78,7 @@ def read_rows(
         yield from value if isinstance(value, list) else [value]
     else:
         yield from _json_lines(first, lines)
-    lines.half_pairs.tell()
+    lines.half_pairs.warn_once()
 
 
 class _Lines(Iterator[str]):

@@ -58,13 +58,13 @@ def answer_rows(
     stores = {side: AnswerStore(partial, known) for side, known in _known_answers(path).items()}
     done = {side: len(keys) - len(store.missing(keys)) for side, store in stores.items()}
 
-    def tell(side: Side, known: int, total: int) -> None:
+    def report(side: Side, known: int, total: int) -> None:
         done[side] = known
         if progress is not None:
             progress("generate", sum(done.values()), 2 * total)
 
     for side, store in stores.items():
-        answer_side(store, keys, generate, side, prompts, rows, chunk=chunk, progress=partial_of(tell, side))
+        answer_side(store, keys, generate, side, prompts, rows, chunk=chunk, progress=partial_of(report, side))
     answered = [
         _answered_row(row, index, key, *(Kept.read(store.known[key]) for store in stores.values()))
         for index, (row, key) in enumerate(zip(rows, keys, strict=True))

@@ -119,11 +119,11 @@ def values_of_both(
         at_once: keys between two writes.
     """
 
-    def tell() -> None:
+    def report_progress() -> None:
         if progress is not None:
             progress(sum(key in known for side in keys.values() for key in side), sum(map(len, keys.values())))
 
-    tell()
+    report_progress()
     for side, of_side in keys.items():
         # one pair may stand several times in the data; it is scored once
         missing = list({key: i for i, key in enumerate(of_side) if key not in known}.items())
@@ -136,7 +136,7 @@ def values_of_both(
                 found = dict(zip([key for key, _ in part], values([i for _, i in part]), strict=True))
                 append_lines(path, ({"key": key, name: value} for key, value in found.items()))
                 known |= found
-                tell()
+                report_progress()
 
 
 def _table(keys: Sequence[str], known: Mapping[str, Sequence[float] | None]) -> Scores:

@@ -168,7 +168,7 @@ class Endpoint:
         except openai.APITimeoutError:
             pass
         except (openai.APIConnectionError, openai.AuthenticationError) as error:
-            raise self._told(error) from None
+            raise self._translated(error) from None
         except openai.APIError:
             pass
 
@@ -234,7 +234,7 @@ class Endpoint:
         except openai.OpenAIError as error:
             if getattr(error, "status_code", None) in (400, 404, 405, 422, 501):
                 return None
-            raise self._told(error) from None
+            raise self._translated(error) from None
         return reply if isinstance(reply, dict) else None
 
     def _reply(self, ask: Callable[[], Any], asked: int) -> Reply:
@@ -294,11 +294,11 @@ class Endpoint:
                 if self._takes_no_system(error, asked):
                     continue
                 if isinstance(error, openai.InternalServerError):
-                    raise self._told(error) from None
+                    raise self._translated(error) from None
                 if not self._do_without(error, [name for name in (*_SPARE, *spare) if name in sent]):
-                    raise self._told(error, about) from None
+                    raise self._translated(error, about) from None
             except openai.OpenAIError as error:
-                raise self._told(error) from None
+                raise self._translated(error) from None
 
     def _takes_no_system(self, error: Any, asked: Sequence[Message]) -> bool:
         """Whether the chat template behind the address refused the system turn, which is then put into the user's
@@ -323,7 +323,7 @@ class Endpoint:
                 return True
         return False
 
-    def _told(self, error: Any, about: str = "") -> PreftuneError:
+    def _translated(self, error: Any, about: str = "") -> PreftuneError:
         """The client's error as one paragraph with the fix, without the key."""
         import openai
 
@@ -343,8 +343,8 @@ class Endpoint:
         status = getattr(error, "status_code", None)
         if status in (401, 403):
             variable = conduct.api_key_env or KEY_VARIABLE
-            cure = "Check the key in" if self._key else "Set the key in the environment variable"
-            return RequestError(f"{where} refuses access ({status}: {said}). {cure} {variable}.")
+            fix = "Check the key in" if self._key else "Set the key in the environment variable"
+            return RequestError(f"{where} refuses access ({status}: {said}). {fix} {variable}.")
         if status == 404:
             return RequestError(f"{where} does not have this model or address (404: {said}). {self._near_models()}")
         if status == 429:

@@ -27,7 +27,7 @@ from preftune.training.guard.alarms import ALARM, Alarm
 from preftune.training.guard.figures import Facts, Glance, History, Verdicts, history_of
 from preftune.training.guard.looking import Looker, trainer_steps
 from preftune.training.guard.rollback import GoodWeights, Quality, end_run
-from preftune.training.guard.rules import new_alarms, smells
+from preftune.training.guard.rules import new_alarms, suspicious
 from preftune.training.guard.samples import ReferenceAnswers, opened, prompts_from_file
 from preftune.training.guard.schedule import Schedule
 from preftune.training.guard.tally import FLAGS, Seen, Tally
@@ -199,7 +199,7 @@ class Guard(TrainerCallback):
             words: list[int] = []
             self._safely(lambda: words.append(self._decide(step, glance)))
             word = words[0] if words else OFF
-        word = self._tell_everybody(word)
+        word = self._broadcast(word)
         if word == OFF:
             self._over = True
         elif word == KEEP and self._good is not None:
@@ -218,9 +218,9 @@ class Guard(TrainerCallback):
             history.glances.append(glance)
             append_line(self._folder / "metrics.jsonl", {"step": step, "time": time.time(), **glance.to_metrics()})
         training = time.perf_counter() - self._began - (self._schedule.spent - self._spent_at_begin)
-        suspected = smells(history) or bool(new_alarms(history, self._raised))
+        suspected = suspicious(history) or bool(new_alarms(history, self._raised))
         looked = False
-        if self._answers is not None and self._schedule.due(step, training, smells=suspected):
+        if self._answers is not None and self._schedule.due(step, training, suspicious=suspected):
             self._look(step)
             looked = True
         found = new_alarms(history, self._raised)
@@ -315,7 +315,7 @@ class Guard(TrainerCallback):
         total: Tensor = self._trainer.accelerator.reduce(sums, "sum")
         return total
 
-    def _tell_everybody(self, word: int) -> int:
+    def _broadcast(self, word: int) -> int:
         if self._trainer.args.world_size == 1:
             return word
         said = torch.tensor(word, device=self._trainer.args.device)

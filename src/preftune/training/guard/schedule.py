@@ -69,14 +69,14 @@ class Schedule:
             return MOST_LOOKS if left > 0 else 0
         return max(0, int(left / self.look_seconds))
 
-    def due(self, step: int, training_seconds: float, *, smells: bool = False) -> bool:
+    def due(self, step: int, training_seconds: float, *, suspicious: bool = False) -> bool:
         """Whether to look after this step.
 
         Args:
             step: the present step.
             training_seconds: seconds of the steps so far, without the guard.
-            smells: whether the training metrics are suspicious. A look is then due once a `MOST_LOOKS`th of the run has
-                passed since the last one.
+            suspicious: whether the training metrics are suspicious. A look is then due once a `MOST_LOOKS`th of the run
+                has passed since the last one.
         """
         if self._last == step:
             return False
@@ -85,7 +85,7 @@ class Schedule:
             return False
         since = step - (self.first_step if self._last is None else self._last)
         apart = max(1, (self.steps - self.first_step) // MOST_LOOKS)
-        if smells and since >= apart:
+        if suspicious and since >= apart:
             return True
         return since >= max(apart, self._wait(number))
 

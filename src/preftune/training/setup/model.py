@@ -164,10 +164,10 @@ def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:
 
 def settle_engine(model: Any, args: PackedConfig) -> tuple[Engine, Support]:
     """The engine for the model, and what it supports; logs the reason if prompts are not shared."""
-    return told_engine(model, lambda: choose_engine(model, args.engine))  # type: ignore[arg-type]
+    return logged_engine(model, lambda: choose_engine(model, args.engine))  # type: ignore[arg-type]
 
 
-def told_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[Any, Support]:
+def logged_engine(model: Any, choose: Callable[[], tuple[Any, Support]]) -> tuple[Any, Support]:
     """The engine that `choose` returns; logs the reason if prompts are not shared, and a replaced attention."""
     before = getattr(model.config, "_attn_implementation", None)
     engine, support = choose()

@@ -44,31 +44,31 @@ def out_of_memory_error(trainer: TrainerView, group: TokenizedGroup | None, *, t
         training: whether activations were kept for a backward pass.
     """
     saves = savings(trainer, group, training=training)
-    cures, what = [], "pair" if group is not None and group.pairs else "row"
+    fixes, what = [], "pair" if group is not None and group.pairs else "row"
     if training and group is not None and not trainer.args.activation_checkpointing:
         how = "keeps one activation per layer, about a quarter more time"
-        cures.append(f"gradient_checkpointing=True ({how}{_about(saves.checkpointing)})")
+        fixes.append(f"gradient_checkpointing=True ({how}{_about(saves.checkpointing)})")
     if training and trainer.full:
         how = "no gradients and optimiser state for the whole model"
-        cures.append(
+        fixes.append(
             f"--use_peft or peft_config=LoraConfig(target_modules='all-linear') ({how}{_about(saves.adapter)})"
         )
     if not is_quantized(trainer.model):
         how = "weights in half a byte a parameter"
-        cures.append(f"load_in_4bit=True with LoRA ({how}{_about(saves.four_bit)})")
+        fixes.append(f"load_in_4bit=True with LoRA ({how}{_about(saves.four_bit)})")
     if group is not None:
         longest = max(len(group.prompt_ids) + len(completion) for completion in group.completions)
         half = "" if saves.half_length is None else f"; half of it{_about(saves.half_length, '')}"
-        cures.append(f"max_length below {longest} (the longest sequence of this {what}; cuts are reported{half})")
-    cures.append(f"a smaller model (one of half the size{_about(saves.half_model, '')})")
+        fixes.append(f"max_length below {longest} (the longest sequence of this {what}; cuts are reported{half})")
+    fixes.append(f"a smaller model (one of half the size{_about(saves.half_model, '')})")
     if group is None:
         return OutOfMemoryError(
             "the device ran out of memory outside of a batch: weights, gradients and the optimiser's state fill it. "
-            f"In order: {'; '.join(cures)}."
+            f"In order: {'; '.join(fixes)}."
         )
     return OutOfMemoryError(
         f"the device ran out of memory on a single {what} of {trainer.cost(group):,} tokens (row {group.id or '?'}). "
-        f"In order: {'; '.join(cures)}."
+        f"In order: {'; '.join(fixes)}."
     )
 
 

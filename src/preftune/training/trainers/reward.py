@@ -101,7 +101,7 @@ class RewardTrainer(PackedTrainer):
         return model
 
     def settle_engine(self, model: Any, args: Any) -> tuple[Any, Any]:
-        return assemble.told_engine(model, lambda: choose_score_engine(model, args.engine))
+        return assemble.logged_engine(model, lambda: choose_score_engine(model, args.engine))
 
     def called_parts(self, model: Any) -> Sequence[nn.Module]:
         return () if self.engine.name == "naive" else (trunk_of(model), score_head(model))

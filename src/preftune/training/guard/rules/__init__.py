@@ -96,6 +96,6 @@ def new_alarms(history: History, raised: AbstractSet[str]) -> list[Alarm]:
     return found
 
 
-def smells(history: History) -> bool:
+def suspicious(history: History) -> bool:
     """Whether the training metrics are suspicious, so that a look is due at once."""
     return history.facts.reference and drift.suspicious(history)
