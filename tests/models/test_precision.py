@@ -219,7 +219,42 @@ def test_rounding_is_to_a_neighbour_and_by_the_seed():
     assert ((one.float() - weight).abs() <= weight.abs() * 2.0**-7).all()
     exact = weight.bfloat16()
     assert torch.equal(rounded(exact.float(), torch.bfloat16, seed="a"), exact)
-    assert torch.equal(rounded(weight, torch.float16, seed="a"), weight.half())
+    assert rounded(weight, torch.float32, seed="a") is weight
     odd = torch.tensor([float("inf"), float("-inf"), 0.0, 3.3895e38])
     assert torch.equal(rounded(odd, torch.bfloat16, seed="a"), odd.bfloat16())
     assert rounded(torch.tensor([float("nan")]), torch.bfloat16, seed="a").isnan().all()
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-10)])
+def test_a_small_update_survives_rounding_on_average(dtype, unit):
+    """A tenth of the distance of two neighbours is kept as a tenth of the weights, at every size of the weights."""
+    for size in (1.0, -0.25, 3e-3):
+        exact = torch.full((40_000,), size * (1 + 0.1 * unit))
+        found = rounded(exact, dtype, seed="a weight")
+        assert found.dtype == dtype
+        assert len(found.unique()) == 2
+        error = (found.double() - exact.double()).mean() / (abs(size) * unit)
+        assert abs(error) < 0.02
+        assert torch.equal(found, rounded(exact, dtype, seed="a weight"))
+        assert not torch.equal(found, rounded(exact, dtype, seed="another"))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_a_dtype_represents_is_unchanged(dtype):
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16).view(dtype)
+    numbers = every[~every.isnan()]
+    assert torch.equal(rounded(numbers.float(), dtype, seed="x").view(torch.int16), numbers.view(torch.int16))
+
+
+def test_the_smallest_numbers_of_float16_survive_on_average():
+    step = 2.0**-24
+    for exact in (0.3 * step, -5.7 * step, 1022.6 * step):
+        found = rounded(torch.full((40_000,), exact), torch.float16, seed="small")
+        assert len(found.unique()) == 2
+        assert abs(found.double().mean().item() - exact) < 0.02 * step
+
+
+def test_large_numbers_become_what_nearest_gives():
+    large = torch.tensor([65504.0, 65519.0, 1e6, -1e6, float("inf"), float("nan")])
+    assert torch.equal(rounded(large, torch.float16, seed="x")[:5], large.half()[:5])
+    assert rounded(large, torch.float16, seed="x")[5].isnan()

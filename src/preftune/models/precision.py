@@ -318,17 +318,28 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def rounded(weight: Tensor, dtype: torch.dtype, *, seed: str) -> Tensor:
-    """A float32 weight in a coarser dtype. To bfloat16 it is rounded stochastically (arXiv:2010.06192): up with the
-    probability of its distance from the lower neighbour, so that an update smaller than a unit in the last place
-    survives on average. What bfloat16 can represent is unchanged. To other dtypes it is rounded to nearest.
+    """A float32 weight in a coarser dtype. To bfloat16 and float16 it is rounded stochastically (arXiv:2010.06192): up
+    with the probability of its distance from the lower neighbour, so that an update smaller than a unit in the last
+    place survives on average. What the dtype can represent is unchanged. To other dtypes it is rounded to nearest.
 
     Args:
         seed: the same seed gives the same bits.
     """
-    if dtype is not torch.bfloat16:
+    if dtype not in _DROPPED_BITS:
         return weight.to(dtype)
+    dropped = _DROPPED_BITS[dtype]
     generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
-    draws = torch.randint(0, 1 << 16, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
-    bits = (weight.float().contiguous().view(torch.int32) + draws) & -(1 << 16)
-    found = bits.view(torch.float32)
-    return torch.where(found.isfinite() & weight.isfinite(), found, weight).to(torch.bfloat16)
+    draws = torch.randint(0, 1 << dropped, weight.shape, generator=generator, dtype=torch.int32).to(weight.device)
+    exact = weight.float().contiguous()
+    found = ((exact.view(torch.int32) + draws) & -(1 << dropped)).view(torch.float32)
+    if dtype is torch.float16:  # below its normal numbers the distance of neighbours is constant
+        limits = torch.finfo(dtype)
+        shift = (draws + 0.5) / (1 << dropped) - 0.5
+        small = (exact.abs() < limits.tiny) & (exact != 0)
+        found = torch.where(small, exact + shift * limits.tiny * limits.eps, found)
+    coarse = found.to(dtype)
+    return torch.where(coarse.isfinite() & weight.isfinite(), coarse, weight.to(dtype))
+
+
+_DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
+"""Bits of a float32's significand that a dtype does not have."""

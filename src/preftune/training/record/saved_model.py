@@ -1,7 +1,7 @@
 """The dtype and the generation config of a saved model.
 
 Weights train in float32, and checkpoints keep that, so that a run is resumed bit for bit. The final model, which other
-programs load, is saved in the dtype in which it was received, or in `save_dtype`. To bfloat16 it is rounded
+programs load, is saved in the dtype in which it was received, or in `save_dtype`. To bfloat16 or float16 it is rounded
 stochastically (`models.precision.rounded`): rounded to nearest, most of a small update would be lost. The generation
 config ends an answer at the mark of the chat template.
 """
