@@ -81,7 +81,7 @@ def merge(
             model = _on_unquantised_base(model, base_model, trust_remote_code)
     _check_foldable(model)
     _untie_if_adapted(model)
-    _merge_in_float32(model, keep=wanted in (torch.float16, torch.float32))
+    _merge_in_float32(model, wanted if isinstance(wanted, torch.dtype) else None)
     merged = _folded(model)
     if isinstance(wanted, torch.dtype):
         merged = merged.to(wanted)
@@ -149,23 +149,23 @@ def _untie_if_adapted(model: PeftModel) -> None:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
-def _merge_in_float32(model: PeftModel, *, keep: bool) -> None:
+def _merge_in_float32(model: PeftModel, wanted: torch.dtype | None) -> None:
     """Makes every adapted layer merge in float32 and round the result as `rounded` does: to nearest, bfloat16 returns
     the base's weight for most updates of a preference training.
 
     Args:
-        keep: leave the result in float32, because the whole model is cast to a finer dtype afterwards.
+        wanted: the dtype of the result; None for that of each weight.
     """
 
     def merge_layer(layer: Any, own: Callable[..., None], name: str, **options: Any) -> None:
         weights = dict(layer.get_base_layer().named_parameters(recurse=False))
-        dtypes = {key: one.dtype for key, one in weights.items() if one.dtype in (torch.bfloat16, torch.float16)}
+        known = (torch.bfloat16, torch.float16, torch.float32)
+        dtypes = {key: wanted or one.dtype for key, one in weights.items() if one.dtype in known}
         for key in dtypes:
             weights[key].data = weights[key].data.float()
         own(**options)
         for key, dtype in dtypes.items():
-            if not keep:
-                weights[key].data = rounded(weights[key].data, dtype, seed=f"{name}.{key}")
+            weights[key].data = rounded(weights[key].data, dtype, seed=f"{name}.{key}")
 
     for name, module in list(model.named_modules()):
         layer: Any = module
