@@ -2,9 +2,10 @@
 
     python benchmarks/demo_seeds.py [--seeds 0 1 2 3 4] [--folder runs/demo-seeds]
 
-Every seed is one `preftune demo` (`docs/demo.md`). A seed that is done is not repeated. The goal is the verdict
-"better" for all seeds but one, with no fewer key facts than before and a rate of at least 50% at equal length; the exit
-code is 1 without it. The result is kept in results/demo_seeds.json, and the table of docs/demo.md is made from it.
+Every seed is one `preftune demo` (docs/demo.md). A seed that is done is not repeated; remove the folder after a
+change. The goal is the verdict "better" for all seeds but one, with no fewer key facts than before and a rate of at
+least 50% at equal length; the exit code is 1 without it. The result is kept in results/demo_seeds.json, and the table
+of docs/demo.md is made from it.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def is_better(seed: Mapping[str, Any]) -> bool:
 
 
 def reached(seeds: Mapping[str, Any]) -> bool:
-    return sum(map(is_better, seeds.values())) >= len(seeds) - 1
+    return sum(map(is_better, seeds.values())) >= max(1, len(seeds) - 1)
 
 
 def section(result: Mapping[str, Any]) -> str:
@@ -126,7 +127,8 @@ def section(result: Mapping[str, Any]) -> str:
         f"Over {len(result['seeds'])} seeds and {pooled['aligned']['prompts']} prompts, the aligned model wins "
         f"{share(pooled['aligned'])} of the comparisons with the model as received, SFT alone {share(pooled['sft'])}, "
         f'and the aligned model {share(pooled["over_sft"])} of those with SFT alone. The verdict is "better" for '
-        f"{sum(map(is_better, result['seeds'].values()))} of {len(result['seeds'])} seeds.",
+        f"{sum(one['aligned']['verdict'] == 'better' for one in result['seeds'].values())} of "
+        f"{len(result['seeds'])} seeds.",
         "",
         f"Measured on {result['date']} with {result['machine']['cores']} cores.",
         "",

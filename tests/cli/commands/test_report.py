@@ -58,6 +58,13 @@ def test_several_seeds_have_one_verdict_and_none_is_singled_out(preftune, tmp_pa
         assert "wins most" not in form
         assert "seed 2" in form
 
+    worse = {**verdicts, "2": "preferred, but less correct"}
+    for kept, word in ((worse, "### Preferred"), ({"0": "better", "1": "better"}, "### 3 seeds")):
+        (folder / "eval/summary_over_seeds.json").write_text(
+            json.dumps({"win_rate": rate, "verdict": "better", "verdicts": kept, "level": 1})
+        )
+        assert preftune("report", folder, "--format", "md", "-o", "-").out.startswith(word)
+
     refused = preftune("report", folder, folder / "seed-0")
     assert refused.code == 2
     assert "Name it alone" in refused.message

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
 from preftune.report.reading.seeds import Seeds
-from preftune.statistics.verdict_names import BELOW_BAR, FORGETFUL
+from preftune.statistics.verdict_names import BELOW_BAR, FORGETFUL, level_of
 from preftune.statistics.verdict_rules import decide
 from preftune.storage.untrusted_json import Figures, at, items, mapping, number, sentences, text, truth
 
@@ -71,17 +71,20 @@ def headline(run: Run) -> Headline:
 
 
 def headline_over_seeds(seeds: Seeds, count: int) -> Headline:
-    """The verdict on the win rate over all seeds; without an evaluation, the number of seeds."""
+    """The verdict over all seeds: on the rate over them, or of the seed with the lowest verdict, as `--fail_under` has
+    it. Without an evaluation of these seeds, their number.
+    """
     rate = rate_in(mapping(seeds.summary.get("win_rate")))
-    if rate is None:
-        return Headline("none", f"{count} seeds,", "and not judged together yet", None, "")
-    level = number(seeds.summary.get("level"))
-    tone: Tone = "good" if level == 4 else "bad" if level is not None and level < 2 else "unsure"
     verdicts = Counter(text(name) for name in mapping(seeds.summary.get("verdicts")).values())
+    if rate is None or verdicts.total() != count:
+        return Headline("none", f"{count} seeds,", "and not judged together yet", None, "")
+    word = min((seeds.verdict, *verdicts), key=level_of)
+    level = min(level_of(word), int(number(seeds.summary.get("level")) or 0))
+    tone: Tone = "good" if level == 4 else "bad" if level < 2 else "unsure"
     of_seeds = ", ".join(f"{times} {name}" for name, times in verdicts.items())
     return Headline(
         tone,
-        f"{seeds.verdict[:1].upper()}{seeds.verdict[1:]}:" if seeds.verdict else "Judged:",
+        f"{word[:1].upper()}{word[1:]}:",
         f"{count} seeds win {rate.rate:.1%} of comparisons",
         rate,
         f"{rate.confidence:.0%} interval over prompts and seeds {rate.low:.1%} to {rate.high:.1%}. Verdicts of the "
