@@ -54,6 +54,22 @@ def test_a_link_in_a_run_puts_no_other_file_into_the_artefact(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["run/base", "base"])
+def test_a_link_in_the_base_that_came_with_a_run_puts_no_other_file_into_the_artefact(
+    base: Path, run: Path, secret: Path, tmp_path: Path, place: str
+) -> None:
+    shutil.copytree(base, tmp_path / place)
+    config = json.loads((run / "adapter_config.json").read_text())
+    (run / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "base"}))
+    for file in ("tokenizer_config.json", "chat_template.jinja"):
+        (run / file).unlink()
+    (tmp_path / place / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / place / "chat_template.jinja").symlink_to(secret)
+    with pytest.raises(ModelError, match="leads to a file outside the folder"):
+        export(run, tmp_path / "out", ["adapter"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_hashes_of_prompts_are_copied_as_numbers(run: Path, secret: Path, tmp_path: Path) -> None:
     (run / FILE).symlink_to(secret)
     (tmp_path / "other").mkdir()

@@ -135,6 +135,7 @@ class Source:
         self.place = locate(name)
         if self.place.kind == "gguf":
             raise ModelError(f"{name} is a GGUF file already. Give the run or the model that it was made from.")
+        self._check_base()
         self.facts = run_facts(name)
         self.tokenizer = load_tokenizer(name, base_model=base_model, trust_remote_code=trust_remote_code)
 
@@ -145,6 +146,13 @@ class Source:
     @property
     def base(self) -> Location | None:
         return locate_base(self.place, self._base_model) if self.is_adapter else None
+
+    def _check_base(self) -> None:
+        """Checks the links of a base in or beside the run: both can be of one archive of others."""
+        if self.place.kind == "adapter" and self.base is not None and self.base.kind == "folder":
+            base = Path(self.base.name).resolve()
+            if base.is_relative_to(Path(self.place.name).resolve().parent):
+                check_links(base)
 
     @property
     def base_name(self) -> str:
