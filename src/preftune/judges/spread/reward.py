@@ -68,7 +68,9 @@ def rating(options: Mapping[str, Any]) -> Callable[[Any], Any]:
 
     def work(block: tuple[str, Sequence[Mapping[str, list[int]]] | None]) -> Any:
         name, batch = block
-        model = models.setdefault(name, open_reward_model(name, **options))
+        if name not in models:
+            models[name] = open_reward_model(name, **options)
+        model = models[name]
         return model._one_by_one() if batch is None else model.scores_of(batch)
 
     return work

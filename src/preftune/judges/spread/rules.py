@@ -29,19 +29,27 @@ class _SpreadRule:
             self.cache_key = self._key
         self._team, self._cache = team, cache
 
-    def _all(self, contents: Sequence[Sequence[Any]], progress: Progress | None) -> list[Any]:
-        """What the rule says of every content, in order."""
+    def _all(self, contents: Sequence[Sequence[Any]], progress: Progress | None, *, again: bool = False) -> list[Any]:
+        """What the rule says of every content, in order.
+
+        Args:
+            again: of `judge_all`.
+        """
         found: dict[int, Any] = {}
         keys = [] if self._key is None else [verdict_key("rule", self._key, *content) for content in contents]
         if keys:
             known = self._cache.get(keys)
-            found = {number: known[key] for number, key in enumerate(keys) if key in known}
+            found = {
+                number: known[key]
+                for number, key in enumerate(keys)
+                if known.get(key) is not None or (key in known and not again)
+            }
         missing = [number for number in range(len(contents)) if number not in found]
         blocks = [missing[start : start + _BLOCK] for start in range(0, len(missing), _BLOCK)]
 
-        def sent() -> Iterator[list[Sequence[Any]]]:
+        def sent() -> Iterator[tuple[list[Sequence[Any]], bool]]:
             for block in blocks:
-                yield [contents[number] for number in block]
+                yield [contents[number] for number in block], again
 
         for place, said in self._team.compute(sent()):
             found |= zip(blocks[place], said, strict=True)
@@ -62,7 +70,7 @@ class SpreadJudge(_SpreadRule):
     def judge_all(
         self, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
     ) -> list[Graded | None]:
-        return self._all(questions, progress)
+        return self._all(questions, progress, again=again)
 
 
 class SpreadScorer(_SpreadRule):
@@ -85,7 +93,8 @@ def calling(load: Callable[[], tuple[Any, bool]]) -> Callable[[Any], Any]:
     return partial(_called, rule, scores)
 
 
-def _called(rule: Any, scores: bool, contents: Sequence[Any]) -> list[Any]:
+def _called(rule: Any, scores: bool, block: tuple[Sequence[Any], bool]) -> list[Any]:
+    contents, again = block
     if scores:
         return list(score_all(rule, contents))
-    return list(judge_all(rule, [Question(*content) for content in contents]))
+    return list(judge_all(rule, [Question(*content) for content in contents], again=again))

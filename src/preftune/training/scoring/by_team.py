@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 from tqdm.auto import tqdm
 
 from preftune.data import GroupDataset
 from preftune.errors import RequestError
-from preftune.reference import ScoreStore, groups_without_scores
+from preftune.reference import ScoreStore, completion_keys, groups_without_scores
 from preftune.reference.store import Scores
 from preftune.storage.cache_folder import cache_folder
 from preftune.training.scoring.beforehand import Scored, check_kept, draws_answers
@@ -22,6 +23,8 @@ from preftune.workers import Team
 
 _BATCHES = 16
 """Batches in a block."""
+_COMING: Scores = np.empty(0, np.float32)
+"""Instead of a score that a worker computes."""
 Batches = list[list[TokenizedGroup]]
 
 
@@ -81,8 +84,9 @@ def score_on_team(team: Team, datasets: Sequence[GroupDataset], args: Any) -> Sc
     )
     size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
     rows, computed = sum(map(len, datasets)), 0
+    sent: set[bytes] = set()
     with tqdm(total=rows, desc="Reference scores", unit="row", disable=None) as bar:
-        for _, (other, scores) in team.compute(_blocks(store, datasets, size, bar.update)):
+        for _, (other, scores) in team.compute(_blocks(store, sent, datasets, size, bar.update)):
             if other[:2] != address[:2]:
                 raise RequestError(
                     "The workers do not compute alike: their scores have the addresses "
@@ -90,23 +94,35 @@ def score_on_team(team: Team, datasets: Sequence[GroupDataset], args: Any) -> Sc
                     "with the same kind of device and the same versions."
                 )
             store.put(scores)
+            sent.difference_update(scores)
             computed += len(scores)
     check_kept(store)
     return Scored(rows, computed, address.reference, store.path, draws_answers(args))
 
 
 def _blocks(
-    store: ScoreStore, datasets: Sequence[GroupDataset], size: int, passed: Callable[[int], Any]
+    store: ScoreStore, sent: set[bytes], datasets: Sequence[GroupDataset], size: int, passed: Callable[[int], Any]
 ) -> Iterator[Batches]:
-    """What has no score yet, in the batches of one process."""
+    """What has no score yet, in the batches of one process.
+
+    Args:
+        sent: addresses of completions whose scores are computed now; those of each batch are added. One process would
+            have these scores already, so a row that repeats is not sent again.
+    """
+
+    def look_up(keys: Sequence[bytes]) -> dict[bytes, Scores]:
+        return dict.fromkeys(sent.intersection(keys), _COMING) | store.get(keys)
 
     def missing(groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
-        return groups_without_scores(list(groups), store.get)
+        return groups_without_scores(list(groups), look_up)
 
-    batches = (
-        batch
-        for dataset in datasets
-        for batch in without_scores(missing, dataset, range(len(dataset)), size, passed=passed)
-    )
-    while block := list(islice(batches, _BATCHES)):
+    def batches() -> Iterator[list[TokenizedGroup]]:
+        for dataset in datasets:
+            for batch in without_scores(missing, dataset, range(len(dataset)), size, passed=passed):
+                for group in batch:
+                    sent.update(completion_keys(group.prompt_ids, group.completions, group.scored))
+                yield batch
+
+    each = batches()
+    while block := list(islice(each, _BATCHES)):
         yield block
