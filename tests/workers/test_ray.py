@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -290,9 +291,12 @@ def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
     """Kills one process of the training when a checkpoint is there."""
     while not (checkpoint / "trainer_state.json").exists():
         time.sleep(0.05)
-    (victim, *_) = [one for one in psutil.process_iter() if "RayTrainWorker" in " ".join(one.cmdline())]
-    victim.kill()
-    killed.append(victim.pid)
+    for one in psutil.Process().children(recursive=True):  # not those of other tests on this machine
+        with suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(one.cmdline()):
+                one.kill()
+                killed.append(one.pid)
+                return
 
 
 def test_an_evaluation_is_that_of_one_process(preftune, tiny_model, prompts, tmp_path, monkeypatch, cluster, losing):

@@ -20,11 +20,13 @@ from preftune.workers.team import Build
 _AHEAD = 2
 """Blocks that a worker has at a time, so that it does not wait for the next one."""
 _MOST_LOST = 5
-"""How many workers may be lost with one block, or while they start, before the work is given up."""
+"""How many workers may be lost with one block, or for each worker of the team while they start, before the work is
+given up.
+"""
 _PATIENCE = 60.0
 """Seconds without any worker before that is said."""
-_PASSED_ON = ("PREFTUNE_", "HF_", "OPENAI_API_KEY")
-"""Beginnings of the names of variables that workers get."""
+_PASSED_ON = ("PREFTUNE_", "HF_", "OPENAI_", "WANDB_", "MLFLOW_")
+"""Beginnings of the names of variables that workers get: a key with the address of its server."""
 
 
 class RayPool:
@@ -135,7 +137,10 @@ class RayTeam:
         self._starting[actor.prepare.remote()] = actor
 
     def compute(self, blocks: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        new, again = enumerate(blocks), deque[tuple[int, Any]]()
+        new = enumerate(blocks)
+        if (first := next(new, None)) is None:
+            return
+        again = deque([first])
         under: dict[Any, _Under] = {}
         lost: Counter[int] = Counter()
         while len(self._alive) < self._size:
@@ -182,7 +187,7 @@ class RayTeam:
             version = self._result(ref)
         except self._ray.exceptions.RayError as error:
             self._lost += 1
-            if self._lost == _MOST_LOST:
+            if self._lost == _MOST_LOST * self._size:
                 raise PreftuneError(
                     f"Workers cannot start: {errors.sentence(_said(error))} Every node needs the same preftune and its "
                     "extras, and memory for the model."
