@@ -260,6 +260,14 @@ def test_a_fault_of_the_modelfile_is_named(
     assert words in fault.sentence
 
 
+def test_a_long_modelfile_is_not_parsed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"")
+    (tmp_path / "Modelfile").write_text('A """x\n' * 3_000)  # parsing takes quadratic time: 35 s at 200 kB
+    (fault,) = faults_of_modelfile(ServedModel(str(run)), tmp_path)
+    assert fault.stage == "files"
+    assert "21,000 bytes" in fault.sentence
+
+
 def test_a_template_that_is_more_than_affixes_is_refused(tokenizer: Any) -> None:
     other = copy.deepcopy(tokenizer)
     other.chat_template = (

@@ -148,7 +148,7 @@ class Source:
         return locate_base(self.place, self._base_model) if self.is_adapter else None
 
     def _check_base(self) -> None:
-        """Checks the links of a base in or beside the run: both can be of one archive of others."""
+        """Checks the links of a base in the run or next to it: one downloaded archive can hold both."""
         if self.place.kind == "adapter" and self.base is not None and self.base.kind == "folder":
             base = Path(self.base.name).resolve()
             if base.is_relative_to(Path(self.place.name).resolve().parent):
