@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -78,6 +79,7 @@ class FakeVllm:
     def __init__(self) -> None:
         self.made: list[dict[str, Any]] = []
         self.asked: list[tuple[Any, Any, Any]] = []
+        self.alphas: list[float] = []
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module, lora_module, request = (types.ModuleType(n) for n in ("vllm", "vllm.lora", "vllm.lora.request"))
@@ -89,6 +91,8 @@ class FakeVllm:
 
             def generate(self, prompts: Any, params: Any, *, use_tqdm: bool, lora_request: Any) -> Any:
                 weights = Path(lora_request[2]) / "adapter_model.safetensors"
+                config = json.loads((weights.parent / "adapter_config.json").read_text())
+                outer.alphas.append(config["lora_alpha"])
                 outer.asked.append((prompts, params, (lora_request[1], weights.is_file())))
                 said = types.SimpleNamespace(token_ids=(10, 11, 2))
                 return [types.SimpleNamespace(outputs=[said]) for _ in prompts]
@@ -113,6 +117,10 @@ def test_vllm_gets_the_adapter_of_every_round(tmp_path: Path, monkeypatch: pytes
     prompts = prepare_prompts(PROMPTS, tokenizer, max_prompt_length=None)
     for first in (0, 8):
         found = sampler(model, prompts.prompts, prompts.token_ids, first=first)
+        for module in model.modules():
+            if hasattr(module, "set_scale"):
+                module.set_scale("default", 2.0)
+    assert fake.alphas == [alpha := model.peft_config["default"].lora_alpha, 2 * alpha]
     assert [one.response_ids for one in found] == [(10, 11, 2)] * 8
     assert found[0].number == 8
     assert len(fake.made) == 1

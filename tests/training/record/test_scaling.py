@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from models_zoo import random_model
 from preftune import load_model
@@ -60,8 +60,81 @@ def test_a_scaling_that_was_set_is_saved(
     assert torch.equal(
         answers(PeftModel.from_pretrained(plain, tmp_path / "out")), answers(load_model(tmp_path / "out"))
     )
-    assert model.peft_config["default"].lora_alpha == alpha
+    assert PeftConfig.from_pretrained(tmp_path / "out").lora_alpha == alpha
     assert caplog.text.count("was changed in memory; it is saved as") == 1
+
+
+class Scales(TrainerCallback):
+    """Sets the scale at the start of a step: a factor of the initial scale, by the number of steps before it."""
+
+    def __init__(self, factors: dict[int, float]) -> None:
+        self.factors = factors
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step in self.factors:
+            set_scale(model, self.factors[state.global_step])
+
+
+def scaled_run(folder: Path, factors: dict[int, float], **settings: Any) -> Any:
+    torch.manual_seed(0)
+    model = lora_model(AutoModelForCausalLM.from_pretrained(folder / "base"))
+    run = trainer(model, folder / settings.pop("name"), max_steps=4, **settings)
+    run.add_callback(Scales(factors))
+    return run
+
+
+def adapter_weights(run: Any) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in run.model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("factors", [{1: 2.0, 3: 0.5}, {1: 2.0}])
+def test_checkpoints_do_not_change_the_training_with_a_scaling_that_is_set(
+    factors: dict[int, float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_tiny(tmp_path / "base")
+    plain = scaled_run(tmp_path, factors, name="plain", save_strategy="no")
+    plain.train()
+    saved = scaled_run(tmp_path, factors, name="saved", save_strategy="steps", save_steps=1)
+    saved.train()
+    resumed = scaled_run(tmp_path, factors, name="saved", save_strategy="steps", save_steps=1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "saved" / "checkpoint-2"))
+    expected = adapter_weights(plain)
+    for run in (saved, resumed):
+        assert all(torch.equal(weight, expected[name]) for name, weight in adapter_weights(run).items())
+        assert torch.equal(answers(run.model), answers(plain.model))
+        assert run.model.peft_config["default"].lora_alpha == plain.model.peft_config["default"].lora_alpha
+
+
+def test_a_scaling_is_loaded_with_the_weights_of_the_best_checkpoint(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    run = scaled_run(tmp_path, {1: 2.0, 3: 0.5}, name="run", save_strategy="steps", save_steps=2)
+    run.train()
+    run.state.best_model_checkpoint = str(tmp_path / "run" / "checkpoint-2")
+    run._load_best_model()
+    best = load_model(tmp_path / "run" / "checkpoint-2")
+    torch.testing.assert_close(answers(run.model), answers(best), atol=1e-5, rtol=1e-5)
+
+
+def test_a_finished_run_is_loaded_with_its_scaling(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "base")
+    run = scaled_run(tmp_path, {1: 2.0}, name="run", save_strategy="steps", save_steps=2)
+    run.train()
+    run.save_model()
+    again = scaled_run(tmp_path, {1: 2.0}, name="run", save_strategy="steps", save_steps=2)
+    again.train(resume_from_checkpoint=True)
+    assert again.nothing_to_do
+    assert torch.equal(answers(again.model), answers(run.model))
+
+
+def test_a_changed_alpha_is_not_replaced_by_that_of_the_checkpoint(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    trainer(
+        lora_model(AutoModelForCausalLM.from_pretrained(base)), tmp_path, save_strategy="steps", max_steps=2
+    ).train()
+    model = lora_model(AutoModelForCausalLM.from_pretrained(base), lora_alpha=32)
+    run = trainer(model, tmp_path, save_strategy="steps", max_steps=3, allow_changed=True)
+    run.train(resume_from_checkpoint=True)
+    assert PeftConfig.from_pretrained(tmp_path / "checkpoint-3").lora_alpha == 32
 
 
 def test_an_alpha_that_is_no_whole_number_is_read(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from preftune.errors import ModelError
 from preftune.generation.vllm_backend import RANKS, VllmEngine, available, lora_rank
 from preftune.models.roles import POLICY, base_of
 from preftune.training.online.rollout import TransformersSampler
+from preftune.training.record.scaling import saved_scaling
 
 _SHARE_OF_CARD = 0.4
 """Of the card's memory, for vLLM's weights and cache; the rest trains."""
@@ -55,7 +56,8 @@ class VllmSampler(TransformersSampler):
 
         self._round += 1
         place = self._folder / str(self._round)
-        model.save_pretrained(str(place), selected_adapters=[POLICY])
+        with saved_scaling(model):
+            model.save_pretrained(str(place), selected_adapters=[POLICY])
         shared: dict[str, Any] = {
             "max_tokens": config.max_new_tokens,
             "temperature": config.temperature,

@@ -32,7 +32,7 @@ from preftune.storage.jsonl import read_object, write_json
 from preftune.training.config.base import PackedConfig
 from preftune.training.protocol import TokenLimitView
 from preftune.training.record.prompt_encoder import save_prompt_encoder
-from preftune.training.record.scaling import keep_scaling
+from preftune.training.record.scaling import saved_scaling
 from preftune.training.record.sharded import ShardedTrainer
 from preftune.types import TokenizedGroup
 
@@ -79,8 +79,7 @@ class SavingTrainer(ShardedTrainer):
         if cast and state_dict is not None:  # gathered before the weights were cast
             state_dict = {name: _as(tensor, cast.get(name), name) for name, tensor in state_dict.items()}
             dtype = next(tensor.dtype for tensor in state_dict.values() if tensor.is_floating_point())
-        keep_scaling(self.model)  # it may have been changed since
-        with warnings.catch_warnings(), quiet_transformers():
+        with saved_scaling(self.model), warnings.catch_warnings(), quiet_transformers():
             # the embedding is saved with the adapter if it must be, and `load_model` reads it
             warnings.filterwarnings("ignore", message="Setting `save_embedding_layers` to `True`")
             super()._save(output_dir, state_dict)

@@ -1,37 +1,114 @@
-"""The scaling of LoRA layers in the saved configuration: it may be changed in memory (PEFT's `set_scale`)."""
+"""The scaling of LoRA layers in the saved configuration: it may be changed in memory (PEFT's `set_scale`).
+
+PEFT saves the configuration and not the layers, so a saved adapter would be another one than the trained.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from peft import PeftConfig
+from peft.utils.other import get_pattern_key
+
 from preftune.log import say
+from preftune.storage.run_directory import plain
+from preftune.training.record.manifest import read_manifest
 
 
 def keep_scaling(model: Any) -> None:
-    """Sets `lora_alpha` and `alpha_pattern` of the model's adapters to what its layers compute with, and logs it.
+    """Set `lora_alpha` and `alpha_pattern` of the model's adapters to what its layers compute with, and log it.
 
-    PEFT saves the configuration and not the layers, so a saved adapter would be another one than the trained.
+    It is for a model as received. Afterwards PEFT's `set_scale` is relative to these values.
     """
+    for adapter, config in dict(_used_configs(model)).items():
+        for _, layer in _layers(model, adapter):
+            layer.lora_alpha[adapter] = _whole(_used(layer, adapter, config))
+        model.peft_config[adapter] = config
+
+
+@contextmanager
+def saved_scaling(model: Any) -> Iterator[None]:
+    """Within this context, the configurations of the adapters have the values of `keep_scaling`, for the saved file.
+
+    Afterwards they are those before: training must not depend on when it is saved.
+    """
+    before = {}
+    for adapter, config in dict(_used_configs(model)).items():
+        before[adapter], model.peft_config[adapter] = model.peft_config[adapter], config
+    try:
+        yield
+    finally:
+        for adapter, config in before.items():
+            model.peft_config[adapter] = config
+
+
+def restore_scaling(model: Any, folder: Path) -> None:
+    """Give the layers the scaling with which the adapters in a folder were saved."""
+    for adapter, config in _lora_configs(model):
+        place = folder if adapter == "default" else folder / adapter
+        if not (place / "adapter_config.json").is_file():
+            continue
+        saved: Any = PeftConfig.from_pretrained(str(place))
+        for name, layer in _layers(model, adapter):
+            pattern = dict(saved.alpha_pattern or {})
+            alpha = float(pattern.get(get_pattern_key(list(pattern), name), saved.lora_alpha))
+            if not _close(_used(layer, adapter, config), alpha):
+                layer.scaling[adapter] = alpha / _divisor(layer, adapter, config)
+
+
+def is_scaled_as(model: Any, folder: Path) -> bool:
+    """Whether the run of a checkpoint began with the model's `lora_alpha`, by its manifest; False without one."""
+    manifest, active = read_manifest(folder), str(getattr(model, "active_adapter", None))
+    before = (manifest.facts.get("adapter") if manifest is not None else None) or {}
+    now = dict(_lora_configs(model)).get(active)
+    names = ("lora_alpha", "alpha_pattern", "use_rslora")
+    return bool(before) and all(before.get(name) == plain(getattr(now, name, None)) for name in names)
+
+
+def _lora_configs(model: Any) -> Iterator[tuple[str, Any]]:
     for adapter, config in (getattr(model, "peft_config", None) or {}).items():
-        if str(getattr(config.peft_type, "value", config.peft_type)) != "LORA":
+        if str(getattr(config.peft_type, "value", config.peft_type)) == "LORA":
+            yield adapter, config
+
+
+def _used_configs(model: Any) -> Iterator[tuple[str, Any]]:
+    """For each adapter with a changed scaling, a copy of its configuration with the values that its layers use.
+
+    Each change is logged once.
+    """
+    for adapter, config in _lora_configs(model):
+        layers = dict(_layers(model, adapter))
+        alphas = {
+            name: (_used(layer, adapter, config), float(layer.lora_alpha[adapter])) for name, layer in layers.items()
+        }
+        if all(_close(used, own) for used, own in alphas.values()):
             continue
-        alphas = {name: _used_and_configured(layer, adapter, config) for name, layer in _layers(model, adapter)}
-        if all(math.isclose(used, own, rel_tol=1e-6, abs_tol=1e-12) for used, own in alphas.values()):
-            continue
-        before, pattern = config.lora_alpha, dict(config.alpha_pattern or {})
+        changed, pattern = copy.copy(config), dict(config.alpha_pattern or {})
         factors = [used / own if own else math.nan for used, own in alphas.values()]
         if max(factors) - min(factors) <= 1e-6 * max(map(abs, factors)):
-            config.lora_alpha = _whole(before * factors[0])
-            config.alpha_pattern = {name: _whole(alpha * factors[0]) for name, alpha in pattern.items()}
+            changed.lora_alpha = _whole(config.lora_alpha * factors[0])
+            changed.alpha_pattern = {name: _whole(alpha * factors[0]) for name, alpha in pattern.items()}
         else:
-            config.alpha_pattern = {name: _whole(used) for name, (used, _) in alphas.items()}
-        for name, layer in _layers(model, adapter):
-            layer.lora_alpha[adapter] = _whole(alphas[name][0])
-        now = f"lora_alpha={config.lora_alpha:g} ({before:g} before)" if config.lora_alpha != before else ""
-        changed = " and ".join(filter(None, (now, "alpha_pattern" * (config.alpha_pattern != pattern))))
-        say(f"the scaling of adapter {adapter!r} was changed in memory; it is saved as {changed}.")
+            changed.alpha_pattern = {name: _whole(used) for name, (used, _) in alphas.items()}
+        _say_change(model, adapter, config, changed)
+        yield adapter, changed
+
+
+def _say_change(model: Any, adapter: str, before: Any, now: Any) -> None:
+    said: dict[str, Any] = model.__dict__.setdefault("_preftune_said_scaling", {})
+    values = now.lora_alpha, now.alpha_pattern
+    if said.get(adapter) == values:
+        return
+    said[adapter] = values
+    alpha = f"lora_alpha={now.lora_alpha:g} ({before.lora_alpha:g} before)" * (now.lora_alpha != before.lora_alpha)
+    patterns = "alpha_pattern" * (now.alpha_pattern != dict(before.alpha_pattern or {}))
+    changed = " and ".join(filter(None, (alpha, patterns)))
+    say(f"the scaling of adapter {adapter!r} was changed in memory; it is saved as {changed}.")
 
 
 def _layers(model: Any, adapter: str) -> Iterator[tuple[str, Any]]:
@@ -42,10 +119,17 @@ def _layers(model: Any, adapter: str) -> Iterator[tuple[str, Any]]:
             yield path.replace(".base_layer", "") + (f".{parameter}" if parameter else ""), layer
 
 
-def _used_and_configured(layer: Any, adapter: str, config: Any) -> tuple[float, float]:
-    """The `lora_alpha` that a layer's scaling amounts to, and the one that it was made with."""
-    rank = math.sqrt(layer.r[adapter]) if config.use_rslora else layer.r[adapter]
-    return float(layer.scaling[adapter]) * rank, float(layer.lora_alpha[adapter])
+def _used(layer: Any, adapter: str, config: Any) -> float:
+    """The `lora_alpha` that a layer's scaling amounts to."""
+    return float(layer.scaling[adapter]) * _divisor(layer, adapter, config)
+
+
+def _divisor(layer: Any, adapter: str, config: Any) -> float:
+    return math.sqrt(layer.r[adapter]) if config.use_rslora else float(layer.r[adapter])
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def _whole(alpha: float) -> float:

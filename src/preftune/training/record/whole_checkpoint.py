@@ -29,6 +29,7 @@ from preftune.training.record.prompt_encoder import is_prompt_encoder_alone, loa
 from preftune.training.record.run_record import RunRecord
 from preftune.training.record.same_run import best_by, facts_of
 from preftune.training.record.saved_model import SavingTrainer
+from preftune.training.record.scaling import is_scaled_as, restore_scaling
 from preftune.training.record.stopping import StopSignals, error_of
 
 _STATE = "trainer_state.json"
@@ -210,11 +211,14 @@ class CheckpointedTrainer(SavingTrainer):
             if not is_prompt_encoder_alone(self.model, folder := Path(resume_from_checkpoint)):
                 super()._load_from_checkpoint(resume_from_checkpoint, model)
             load_prompt_encoder(self.model, folder)
+            if is_scaled_as(self.model, folder):
+                restore_scaling(self.model, folder)
 
     def _load_best_model(self) -> None:
         if not is_prompt_encoder_alone(self.model, folder := Path(str(self.state.best_model_checkpoint))):
             super()._load_best_model()
         load_prompt_encoder(self.model, folder)
+        restore_scaling(self.model, folder)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with readable(checkpoint):

@@ -37,6 +37,7 @@ from preftune.training.record.manifest import DamagedError, check_files, size_an
 from preftune.training.record.resuming import AUTO, Choice, check_same_run, choose_checkpoint, own_state
 from preftune.training.record.run_record import RunRecord, new_id
 from preftune.training.record.same_run import best_by, facts_of, is_of_record
+from preftune.training.record.scaling import restore_scaling
 from preftune.training.record.stopping import StopSignals
 from preftune.training.record.trackers import TrackedFacts
 from preftune.training.record.whole_checkpoint import CheckpointedTrainer, readable
@@ -275,6 +276,7 @@ class ResumableTrainer(CheckpointedTrainer):
             check_files(output, files_of_weights(output))
             with _files_alone(output) as final:
                 self._load_from_checkpoint(final)
+            restore_scaling(self.model, output)
         except (CheckpointError, DamagedError) as error:
             why = error.__cause__ or error
             if choice is None or choice.step != facts.get("steps"):
