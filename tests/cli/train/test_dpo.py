@@ -124,6 +124,26 @@ def test_stopping_says_what_is_kept_and_resuming_goes_on(
     assert "Done after 3 steps" in again.out
 
 
+def test_stopping_does_not_advise_to_resume_from_weights_alone(
+    preftune, tiny_model, pairs_file, tmp_path, monkeypatch
+) -> None:
+    from transformers import Trainer
+
+    plain_step = Trainer.training_step
+
+    def stopping(self, *args, **kwargs):
+        if self.state.global_step == 1:
+            raise KeyboardInterrupt
+        return plain_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", stopping)
+    words = ["dpo", "--model", tiny_model, "--data", pairs_file, "--max_steps", 2, "--save_steps", 1]
+    result = preftune(*words, "--save_only_model", "--output_dir", tmp_path / "run")
+    assert result.code == 130
+    assert "checkpoint-1 is kept, but only the weights: start a new run without --save_only_model." in result.message
+    assert "--resume" not in result.message
+
+
 def test_one_command_starts_goes_on_after_a_signal_and_leaves_a_finished_run_alone(
     preftune, tiny_model, pairs_file, tmp_path, monkeypatch, caplog
 ) -> None:

@@ -105,14 +105,20 @@ def stopped(name: str, words: Sequence[str], output: Path) -> str:
     from preftune.training.record.manifest import DamagedError, read_manifest
 
     own, kept = run_id_of(run_facts(output)), None
+    weights: Path | None = None
     for _, folder in checkpoints_in(output):
         try:
             manifest = read_manifest(folder)
         except DamagedError:
             continue
-        if manifest is not None and manifest.run == own:
+        if manifest is None or manifest.run != own:
+            continue
+        if manifest.resumable:
             kept = folder
             break
+        weights = weights or folder
+    if kept is None and weights is not None:
+        return f"Stopped. {weights} is kept, but only the weights: start a new run without --save_only_model."
     if kept is None:
         return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
     again = shlex.join(["preftune", name, *words, "--resume"])  # the last of two --resume counts
