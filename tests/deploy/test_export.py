@@ -196,6 +196,15 @@ def test_the_licences_of_base_and_data_are_in_the_card(base: Path, tmp_path: Pat
     assert str(tmp_path) not in card
 
 
+def test_the_licence_of_a_whole_model_without_a_run_is_its_own(base: Path, tmp_path: Path) -> None:
+    (base / "README.md").unlink()
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"license": "mit"}))  # as of a hub id, not in a README.md
+    card = (export(base, tmp_path / "out", ["merged"])[0].folder / "README.md").read_text()
+    assert "\nlicense: mit\n---\n" in card
+    assert "| licence of the base | mit |" in card
+
+
 def test_a_card_says_that_the_licence_is_unknown(base: Path, tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", base)
     (base / "README.md").unlink()

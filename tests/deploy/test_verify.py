@@ -153,10 +153,10 @@ def test_a_win_rate_that_was_lost_is_named(run: Path, base: Path) -> None:
 def test_a_judge_that_needs_a_column_asks_for_it_before_anything_is_loaded(run: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="key_fact"):
         verify("missing", run, MANY, judging=Judging(KeyFactJudge()))
-    rows = [{"prompt": "apple?", "chosen": "oak", "rejected": "kite", "key_fact": "oak"}]
+    rows = [{"prompt": "apple?", "chosen": "oak", "rejected": "kite", "key_fact": "oak", "own": 3}]
     (tmp_path / "pairs.jsonl").write_text(json.dumps(rows[0]) + "\n")
     questions = questions_of(str(tmp_path / "pairs.jsonl"))
-    assert questions.rows == [{"key_fact": "oak"}]
+    assert questions.rows == rows  # a rule of the user may read any column
     Judging(KeyFactJudge()).check(questions.rows)
 
 

@@ -162,12 +162,14 @@ class Source:
 
     @cached_property
     def licences(self) -> dict[str, Any]:
-        """Of the base, and of the datasets that the run's command names."""
+        """Of the base (of a model without one: its own), and of the datasets that the run's command names."""
         name = self.facts.get("model", {}).get("name")
         base = self.base
         if base is None and isinstance(name, str) and name:
             with suppress(ModelError):  # the base is not on this machine any more
                 base = locate(name)
+        elif base is None:
+            base = self.place
         data = {_last_part(one): licence_of_data(one) for one in datasets_of(self.facts.get("command"))}
         return {"licence": licence_of_model(base), "data": data}
 

@@ -23,7 +23,7 @@ class Questions:
     """The same prompts with two answers; empty: the answers of the trained model and of its base are the pairs."""
     max_new_tokens: int = 64
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Per prompt the columns that a judge may read (`key_fact`); empty: there are none."""
+    """Per prompt the columns of the data, which a judge may read (`key_fact`); empty: there are none."""
 
 
 def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64, **reading: Any) -> Questions:
@@ -34,7 +34,6 @@ def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64,
     """
     from preftune.data import load_pairs
     from preftune.generation.own_prompts import own_prompts
-    from preftune.generation.prompts import KEYS
 
     if limit < 1:
         raise RequestError(f"--limit {limit}: give at least 1 prompt.")
@@ -44,7 +43,7 @@ def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64,
     count = min(limit, len(rows))
     pairs = [rows[index * len(rows) // count] for index in range(count)]
     raw = [rows.raw[pair.row] for pair in pairs]
-    columns = [{name: row[name] for name in KEYS if row.get(name) is not None} for row in raw]
+    columns = [{name: value for name, value in row.items() if value is not None} for row in raw]
     return Questions([pair.prompt for pair in pairs], pairs, max_new_tokens, columns)
 
 

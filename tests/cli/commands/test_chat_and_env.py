@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from preftune.cli.commands.chat import _answer_columns, _answer_stacked
-from preftune.cli.commands.chat_session import GrowingText, load_speakers
+from preftune.cli.commands.chat_session import GrowingText, labels, load_speakers
 from preftune.errors import RequestError
+from tests.generation.chat_server import serving
 
 
 @pytest.fixture
@@ -103,6 +104,17 @@ def test_a_separate_baseline_is_loaded_beside(adapter, tiny_model, tmp_path) -> 
     assert speakers[0].model is not speakers[1].model
     with pytest.raises(RequestError, match="both"):
         load_speakers(tiny_model, tiny_model, system=None)
+
+
+def test_models_of_one_name_are_shown_by_their_whole_names(say, tiny_model, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with serving(lambda body: "first") as one, serving(lambda body: "second") as two:
+        result = say("what ?\n", "--model", two.spec(), "--baseline", one.spec())
+        same = say("what ?\n", "--model", one.spec(), "--baseline", one.spec())
+    assert result.out.splitlines() == [f"{one.spec()}: first", f"{two.spec()}: second"]
+    assert same.code == 2
+    assert "--model and --baseline are both openai:" in same.message
+    assert labels("a/aligned", "b/aligned") == ["a/aligned", "b/aligned"]
 
 
 def test_chatting_leaves_the_adapter_frozen_or_not_as_it_was(adapter) -> None:

@@ -364,6 +364,9 @@ def test_wrong_models(preftune, server, tiny_model, tmp_path: Path) -> None:
         "eval", "--model", server.spec("brief"), "--baseline", server.spec("wordy"), *words, "--dtype", "auto"
     )
     assert "--dtype has no effect" in local.message
+    asked = ["eval", "--model", server.spec("brief"), "--baseline", server.spec("wordy"), "-o", tmp_path / "out"]
+    workers = preftune(*asked, "--judge", server.spec("judge"), "--ray_workers", 2, "--ray")
+    assert "--ray has no effect unless a model is on this machine" in workers.message
 
 
 def test_on_a_narrow_terminal(server, questions, tmp_path: Path) -> None:

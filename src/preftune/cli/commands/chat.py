@@ -77,22 +77,28 @@ def _chat(asked: argparse.Namespace, opened: ExitStack) -> None:
 
 def _speakers(asked: argparse.Namespace, opened: ExitStack) -> Sequence[Speaker | RemoteSpeaker]:
     """The models of the chat, the baseline first."""
-    from preftune.cli.commands.chat_session import RemoteSpeaker, load_speakers
+    from preftune.cli.commands.chat_session import RemoteSpeaker, labels, load_speakers
     from preftune.generation.endpoint.client import Endpoint, EndpointName, is_endpoint
 
     names = [name for name in (asked.baseline, asked.model) if name is not None]
     if not any(map(is_endpoint, names)):
         return load_speakers(asked.model, asked.baseline, system=asked.system, **model_options(asked))
+    if asked.model == asked.baseline:
+        raise RequestError(
+            f"--model and --baseline are both {asked.model}. Name as --baseline the model that it was trained from."
+        )
     conduct, budget = conduct_and_budget(asked, opened)
 
-    def speaker(name: str) -> Speaker | RemoteSpeaker:
+    def speaker(name: str, label: str) -> Speaker | RemoteSpeaker:
         if not is_endpoint(name):
-            return load_speakers(name, None, system=asked.system, **model_options(asked))[-1]
+            local = load_speakers(name, None, system=asked.system, **model_options(asked))[-1]
+            local.name = label
+            return local
         endpoint = opened.enter_context(Endpoint(EndpointName.parse(name), conduct=conduct, budget=budget))
         endpoint.check()
-        return RemoteSpeaker(printable(endpoint.name.model), endpoint, asked.system)
+        return RemoteSpeaker(label, endpoint, asked.system)
 
-    return [speaker(name) for name in dict.fromkeys(names)]
+    return [speaker(*pair) for pair in zip(names, labels(*names), strict=True)]
 
 
 def _parser() -> PlainParser:

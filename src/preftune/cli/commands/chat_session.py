@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.errors import RequestError
+from preftune.generation.endpoint.client import EndpointName, is_endpoint
+from preftune.log import printable
 from preftune.types import Message
 
 if TYPE_CHECKING:
@@ -169,14 +171,22 @@ def load_speakers(
         raise RequestError(
             f"--model and --baseline are both {name}. Name as --baseline the model that it was trained from."
         )
-    aligned = Speaker(_label(name), source.model, source.tokenizer, system=system)
     if other is None:
-        return [aligned]
+        return [Speaker(labels(name)[0], source.model, source.tokenizer, system=system)]
+    first, second = labels(other.name, name)
+    aligned = Speaker(second, source.model, source.tokenizer, system=system)
     shared = base is not None and same_model(base, other.name) and base_changed_by_adapter(source.place.name) is None
     model = source.model if shared else other.model
-    return [Speaker(_label(other.name), model, other.tokenizer, adapter_off=shared, system=system), aligned]
+    return [Speaker(first, model, other.tokenizer, adapter_off=shared, system=system), aligned]
 
 
-def _label(name: str) -> str:
-    """The last part of a name, which distinguishes models."""
+def labels(*names: str) -> list[str]:
+    """The last parts of the names, or the whole names if the last parts do not distinguish the models."""
+    short = [_last_part(name) for name in names]
+    return [printable(name) for name in (names if len(set(short)) < len(names) else short)]
+
+
+def _last_part(name: str) -> str:
+    if is_endpoint(name):
+        return EndpointName.parse(name).model
     return Path(name).expanduser().resolve().name if Path(name).expanduser().exists() else name.rpartition("/")[2]

@@ -165,6 +165,8 @@ def _check(asked: argparse.Namespace) -> None:
     models = [name for name in (asked.model, asked.baseline) if name is not None]
     if asked.model is not None and is_endpoint(asked.model) and all(map(_is_remote, models)):
         refuse(asked, (*MODEL_FLAGS, "backend"), unless="one of the models is on this machine")
+        if is_endpoint(asked.judge or ""):
+            refuse(asked, RAY_FLAGS, unless="a model is on this machine, or the judge is not openai:NAME@BASE_URL")
     if not any(is_endpoint(name) for name in (*models, asked.judge or "")):
         refuse(asked, ENDPOINT_FLAGS, unless="a model or the judge is openai:NAME@BASE_URL")
     if asked.temperature == 0:
