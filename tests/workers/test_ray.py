@@ -333,20 +333,3 @@ def test_a_launched_training_goes_on_after_a_process_is_killed(preftune, tiny_mo
         assert (facts["outcome"], "resumed_from_step" in facts) == ("finished", name == "killed"), facts.keys()
     assert len(killed) == 1
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "no training is named"),
-        (["--", "eval"], "'eval' does not train"),
-        (["--nodes", 0, "--", "dpo"], "--nodes 0: give 1 or more"),
-        (["--gpus_per_node", 1, "--processes_per_node", 2, "--", "dpo"], "--processes_per_node has no effect"),
-        (["--", "dpo", "--model", "MODEL", "--data", "DATA", "--seeds", 1, 2], "Launch each seed by itself"),
-        (["--", "dpo", "--model", "MODEL", "--data", "DATA", "--lerning_rate", 1], "--learning_rate"),
-    ],
-)
-def test_what_cannot_be_launched(preftune, tiny_model, pairs_file, words, message):
-    places = {"MODEL": tiny_model, "DATA": pairs_file}
-    found = preftune("launch", *[places.get(word, word) for word in words])
-    assert (found.code, message in found.message) == (2, True), found.err

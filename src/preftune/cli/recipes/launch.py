@@ -18,19 +18,25 @@ if TYPE_CHECKING:
 
 COMMANDS = ("dpo", "kto", "sft", "reward", "ppo", "grpo", "rloo", "online", "xpo", "nash-md")
 """Commands that train with several processes."""
+_AFTER = "Write it after --, as in: preftune launch --"
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs `preftune launch` and returns the exit code of the training."""
+    """Runs `preftune launch` and returns its exit code.
+
+    Raises: RequestError; PreftuneError if the training fails.
+    """
     words = list(argv)
+    named = next((word for word in words if word in COMMANDS), None)
+    if named is not None and "--" not in words:
+        raise RequestError(f"preftune launch: {named} is not after --. {_AFTER} {named} ...")
     place = words.index("--") if "--" in words else len(words)
     asked = _parser().read(words[:place])
     command = words[place + 1 :]
-    output = _checked(asked, command)
-    code = _train(asked, [*command, "--output_dir", output, *_resuming(command)], output)
-    if code == 0:
-        print(f"The run is in {output}.")
-    return code
+    output, resumes = _checked(asked, command)
+    _train(asked, [*command, "--output_dir", output, *([] if resumes else ["--resume", "auto"])], output)
+    print(f"The run is in {output}.")
+    return 0
 
 
 def _parser() -> PlainParser:
@@ -51,18 +57,25 @@ def _parser() -> PlainParser:
     return parser
 
 
-def _checked(asked: argparse.Namespace, command: Sequence[str]) -> str:
-    """The run directory, as a path that is the same in every process.
+def _checked(asked: argparse.Namespace, command: Sequence[str]) -> tuple[str, bool]:
+    """The run directory, as a path that is the same in every process, and whether the request says how to resume.
 
     Raises: RequestError, also for whatever the training would refuse before it loads anything.
     """
     from preftune.cli.train.train_command import requested, speaking_flags
+    from preftune.training.record.resuming import AUTO
 
     if not command or command[0] not in COMMANDS:
         said = f"{command[0]!r} does not train" if command else "no training is named"
         hint = did_you_mean(command[0] if command else "", COMMANDS, otherwise=f"There are {', '.join(COMMANDS)}.")
-        raise RequestError(f"preftune launch: {said}. Write it after --, as in: preftune launch -- dpo ... {hint}")
-    for flag, least in (("nodes", 1), ("gpus_per_node", 0), ("processes_per_node", 1), ("max_restarts", 0)):
+        raise RequestError(f"preftune launch: {said}. {_AFTER} dpo ... {hint}")
+    for flag, least in {
+        "nodes": 1,
+        "gpus_per_node": 0,
+        "processes_per_node": 1,
+        "cpus_per_process": 1,
+        "max_restarts": 0,
+    }.items():
         value = getattr(asked, flag)
         if value is not None and value < least:
             raise RequestError(f"--{flag} {value}: give {least} or more.")
@@ -73,15 +86,16 @@ def _checked(asked: argparse.Namespace, command: Sequence[str]) -> str:
         request = requested(method, command[1:], elsewhere=True)
     if request.seeds:
         raise RequestError("--seeds starts a process for each seed. Launch each seed by itself, with --seed.")
-    return os.path.abspath(os.path.expanduser(str(request.config.output_dir)))
+    checkpoint = request.config.resume_from_checkpoint
+    if isinstance(checkpoint, str) and checkpoint != AUTO:
+        raise RequestError(
+            f"preftune launch: each restart would return to {checkpoint} and lose the steps after it. Leave --resume "
+            "out: the training continues from the last checkpoint in --output_dir (move later ones away)."
+        )
+    return os.path.abspath(os.path.expanduser(str(request.config.output_dir))), checkpoint is not None
 
 
-def _resuming(command: Sequence[str]) -> list[str]:
-    given = any(word.partition("=")[0] in ("--resume", "--resume_from_checkpoint") for word in command)
-    return [] if given else ["--resume", "auto"]
-
-
-def _train(asked: argparse.Namespace, words: Sequence[str], output: str) -> int:
+def _train(asked: argparse.Namespace, words: Sequence[str], output: str) -> None:
     from preftune.workers.ray_pool import RayPool, passed_on
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints everything twice
@@ -89,13 +103,19 @@ def _train(asked: argparse.Namespace, words: Sequence[str], output: str) -> int:
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        processes = asked.nodes * (asked.gpus_per_node or asked.processes_per_node or 1)
+        of_each = asked.gpus_per_node or asked.processes_per_node or 1
+        processes = asked.nodes * of_each
         where = f"{counted(processes, 'process', 'processes')} on {counted(asked.nodes, 'machine')}"
         echo(f"preftune: {where}: preftune {words[0]}, at most {counted(asked.max_restarts, 'restart')}")
         loop: Any = worker
         trainer = TorchTrainer(
             loop,
-            train_loop_config={"words": list(words), "folder": os.getcwd(), "environment": passed_on()},
+            train_loop_config={
+                "words": list(words),
+                "folder": os.getcwd(),
+                "environment": passed_on(),
+                "processes": of_each,
+            },
             scaling_config=ScalingConfig(
                 num_workers=processes,
                 use_gpu=asked.gpus_per_node > 0,
@@ -110,27 +130,35 @@ def _train(asked: argparse.Namespace, words: Sequence[str], output: str) -> int:
             ),
         )
         try:
-            result: Any = trainer.fit()
+            trainer.fit()
         except TrainingFailedError as error:
             last = (str(error).strip().splitlines() or [""])[-1]
             raise PreftuneError(
                 f"The training has failed after {counted(asked.max_restarts, 'restart')}: {sentence(last)} What was "
                 f"reached is in {output}; the same command continues."
             ) from error
-    return int(result.return_value or 0)
 
 
-def worker(config: dict[str, Any]) -> int:
+def worker(config: dict[str, Any]) -> None:
     """A process of the training; Ray Train has made its process group.
 
-    Raises: RuntimeError if the training fails, so that Ray Train starts it again. A wrong request is not repeated.
+    Raises: RuntimeError if the training fails, so that Ray Train ends the other processes, which would wait for this
+        one, and starts all of them again.
     """
+    here, asked = int(os.environ["LOCAL_WORLD_SIZE"]), config["processes"]
+    if here != asked:
+        raise RuntimeError(
+            f"Ray has put {counted(here, 'process', 'processes')} on a machine that was to have {asked}. Ask with "
+            "--nodes and --gpus_per_node (or --processes_per_node) for what each machine has free."
+        )
     os.environ.update(config["environment"])
     if os.path.isdir(config["folder"]):
         os.chdir(config["folder"])
     from preftune.cli.main import main
 
-    code = main(config["words"])
-    if code not in (0, 2):
+    try:
+        code = main([*config["words"], "--traceback"])  # which raises instead of printing
+    except (PreftuneError, KeyboardInterrupt) as error:
+        raise RuntimeError(" ".join(str(error).split()) or "The training was stopped.") from error
+    if code:
         raise RuntimeError(f"preftune {config['words'][0]} ended with exit code {code}.")
-    return code
