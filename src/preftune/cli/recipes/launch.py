@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 COMMANDS = ("dpo", "kto", "sft", "reward", "ppo", "grpo", "rloo", "online", "xpo", "nash-md")
 """Commands that train with several processes."""
-_AFTER = "Write it after --, as in: preftune launch --"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,7 +28,9 @@ def run(argv: Sequence[str]) -> int:
     words = list(argv)
     named = next((word for word in words if word in COMMANDS), None)
     if named is not None and "--" not in words:
-        raise RequestError(f"preftune launch: {named} is not after --. {_AFTER} {named} ...")
+        raise RequestError(
+            f"preftune launch: {named} is not after --. Write it after --, as in: preftune launch -- {named} ..."
+        )
     place = words.index("--") if "--" in words else len(words)
     asked = _parser().read(words[:place])
     command = words[place + 1 :]
@@ -68,7 +69,7 @@ def _checked(asked: argparse.Namespace, command: Sequence[str]) -> tuple[str, bo
     if not command or command[0] not in COMMANDS:
         said = f"{command[0]!r} does not train" if command else "no training is named"
         hint = did_you_mean(command[0] if command else "", COMMANDS, otherwise=f"There are {', '.join(COMMANDS)}.")
-        raise RequestError(f"preftune launch: {said}. {_AFTER} dpo ... {hint}")
+        raise RequestError(f"preftune launch: {said}. Write it after --, as in: preftune launch -- dpo ... {hint}")
     for flag, least in {
         "nodes": 1,
         "gpus_per_node": 0,
