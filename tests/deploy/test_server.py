@@ -160,7 +160,7 @@ def test_export_on_the_command_line_verifies_what_it_wrote(run: Path, tmp_path: 
         (["verify", "RUN", "--against", "RUN", "--limit", "0"], "give at least 1 prompt"),
         (["export", "RUN", "-o", "out", "--no_verify", "--data", "pairs.jsonl"], "--data has no effect unless"),
         (["verify", "RUN", "--against", "RUN", "--criteria", "brevity"], "--criteria has no effect unless"),
-        (["verify", "RUN", "--against", "RUN", "--judge", "nobody"], "There is no judge 'nobody'"),
+        (["verify", "RUN", "--against", "RUN", "--judge", "unheard"], "There is no judge 'unheard'"),
         (["verify", "RUN", "--against", "RUN", "--judge", "shorter", "--timeout", "2"], "--timeout has no effect"),
         (["serve", "FILE", "--dtype", "float16"], "--dtype applies to adapters"),
         (["serve", "FILE", "--base", "RUN"], "--base has no effect on a GGUF file"),

@@ -81,12 +81,19 @@ def test_dtype_of_the_merged_weights(base: Path, tmp_path: Path) -> None:
     assert merge(_adapt(load_model(base)), dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_a_four_bit_base_is_loaded_again_unquantised(base: Path, tmp_path: Path, caplog) -> None:
-    adapted = _adapt(load_model(base, load_in_4bit=True))
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_four_bit_base_is_loaded_again_unquantised(base: Path, tmp_path: Path, caplog, scale: int) -> None:
+    def scaled(model: PeftModel) -> PeftModel:
+        for layer in model.modules():
+            if hasattr(layer, "set_scale"):
+                layer.set_scale("default", scale)
+        return model
+
+    adapted = scaled(_adapt(load_model(base, load_in_4bit=True)))
     with caplog.at_level(logging.INFO, "preftune"):
         merged = merge(adapted, tmp_path / "merged")
     assert "merged into the unquantised base" in caplog.text
-    expected = _scores(_adapt(load_model(base)))
+    expected = _scores(scaled(_adapt(load_model(base))))
     torch.testing.assert_close(_scores(merged), expected, rtol=1e-4, atol=1e-4)
     assert isinstance(adapted, PeftModel)
     assert any(type(p).__name__ == "Params4bit" for p in adapted.parameters())  # the given model is left as it is

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,7 +82,6 @@ def run_demo(
         prepare: gets each trainer before it trains, to add callbacks.
     """
     from preftune.evaluation.two_models.types import AnsweredRow
-    from preftune.generation.generate import baseline
     from preftune.storage.jsonl import read_lines
 
     output, train = Path(settings.output), spread(demo_rows("train"), settings.max_pairs)
@@ -93,7 +92,7 @@ def run_demo(
     _train(sft, f"SFT on {counted(len(train), 'chosen answer')}", say, prepare)
     clock.lap("SFT")
     stages = _Stages(sft.model, sft.processing_class, settings, test, say)
-    stages.answer("base", baseline(sft.model))
+    stages.answer("base", adapter=False)
     stages.answer("SFT")
     clock.lap("answers")
     dpo = _dpo(settings, sft, train, test)
@@ -195,14 +194,14 @@ class _Stages:
         self._answers: dict[str, dict[str, Completion]] = {}
         self._weights: dict[str, str] = {}
 
-    def answer(self, stage: str, mode: AbstractContextManager[Any] | None = None) -> None:
-        """Answers all prompts with the model as it is now, in `mode`."""
-        from preftune.generation.generate import generate
+    def answer(self, stage: str, *, adapter: bool = True) -> None:
+        """Answers all prompts with the model as it is now, its adapter on or off."""
+        from preftune.generation.generate import baseline, generate
         from preftune.reference.fingerprint import fingerprint
 
         begin = time.perf_counter()
-        self._weights[stage] = fingerprint(self._model, adapters=mode is None)
-        with mode or nullcontext():
+        self._weights[stage] = fingerprint(self._model, adapters=adapter)
+        with nullcontext() if adapter else baseline(self._model):
             answers = generate(
                 self._model,
                 self._tokenizer,

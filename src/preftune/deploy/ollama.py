@@ -44,7 +44,7 @@ def modelfile(weights: str, tokenizer: Any, generation_config: Any, config: Mapp
 
     Args:
         weights: the name of the GGUF file, which is in the same folder.
-        generation_config: of transformers; None if there is none.
+        generation_config: of transformers; None for a model without one.
         config: the model's own.
     Raises: ModelError for a template that cannot be expressed.
     """

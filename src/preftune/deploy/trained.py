@@ -23,7 +23,7 @@ class Questions:
     """The same prompts with two answers; empty: the answers of the trained model and of its base are the pairs."""
     max_new_tokens: int = 64
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Per prompt the columns of the data, which a judge may read (`key_fact`); empty: there are none."""
+    """Per prompt the columns of the data, which a judge may read (`key_fact`); empty without data."""
 
 
 def questions_of(data: str | None, *, limit: int = 16, max_new_tokens: int = 64, **reading: Any) -> Questions:

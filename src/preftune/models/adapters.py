@@ -226,7 +226,21 @@ def _on_unquantised_base(
         model.save_pretrained(folder, selected_adapters=model.active_adapters, save_embedding_layers=False)
         names = model.active_adapters
         place = Location("adapter", folder if names == ["default"] else str(Path(folder, names[0])))
-        return attach_adapter(fresh if fresh is not None else _unpacked_copy(model), place)
+        attached = attach_adapter(fresh if fresh is not None else _unpacked_copy(model), place)
+    _scale_alike(attached, model)
+    return attached
+
+
+def _scale_alike(model: PeftModel, other: PeftModel) -> None:
+    """Gives the layers of the active adapter the scaling that those of another model have: it may be changed in memory,
+    and PEFT saves the configuration.
+    """
+    layers = dict(other.named_modules())
+    now, before = model.active_adapters[0], other.active_adapters[0]
+    for name, layer in model.named_modules():
+        scaling = getattr(layer, "scaling", None)
+        if isinstance(scaling, dict) and now in scaling:
+            scaling[now] = getattr(layers.get(name), "scaling", {}).get(before, scaling[now])
 
 
 def _reload_base(base: Any, base_model: str | os.PathLike[str] | None, trust_remote_code: bool) -> Any:

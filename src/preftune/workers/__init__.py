@@ -10,4 +10,4 @@ continues, and writes its output in the order of the rows.
 
 from preftune.workers.team import Pool, Team
 
-__all__ = ["Pool", "Team", "ray_pool", "team"]
+__all__ = ["Pool", "Team", "actor", "ray_pool", "team"]

@@ -23,18 +23,27 @@ class Done(NamedTuple):
     """Warnings since the last block."""
 
 
+def enter(folder: str, environment: Mapping[str, str]) -> None:
+    """Gives this process the place and the variables of the caller.
+
+    Args:
+        folder: its working directory, entered where it exists, for relative paths.
+        environment: its variables (`ray_pool.passed_on`).
+    """
+    os.environ.update(environment)
+    if os.path.isdir(folder):
+        os.chdir(folder)
+
+
 class Actor:
     """One worker."""
 
     def __init__(self, build: Build, folder: str, environment: Mapping[str, str]) -> None:
         """
         Args:
-            folder: the working directory of the caller, entered where it exists, for relative paths.
-            environment: variables of the caller.
+            folder, environment: of `enter`.
         """
-        os.environ.update(environment)
-        if os.path.isdir(folder):
-            os.chdir(folder)
+        enter(folder, environment)
         self._build = build
         self._work: Callable[[Any], Any] | None = None
         self._warnings: list[str] = []

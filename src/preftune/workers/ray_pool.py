@@ -165,7 +165,7 @@ class RayTeam:
                         raise PreftuneError(
                             f"Block {task_under.number} of the rows was lost with its worker {_MOST_LOST} times "
                             f"({_said(error)}). The rows may need more memory than a worker has: use fewer workers "
-                            "(--ray_workers), or a lower --batch_size. What was finished is kept."
+                            "(--ray_workers)."
                         ) from error
                     again.append(task_under[:2])
                     continue

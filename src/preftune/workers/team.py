@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 Build: TypeAlias = Callable[[], Callable[[Any], Any]]
@@ -48,3 +48,17 @@ def in_order(results: Iterable[tuple[int, Any]]) -> Iterator[Any]:
         while next_one in early:
             yield early.pop(next_one)
             next_one += 1
+
+
+def hand_out(
+    team: Team, batches: Sequence[Sequence[int]], block: Callable[[Sequence[int]], Any], take: Callable[[int, Any], Any]
+) -> None:
+    """Lets workers compute batches of numbered items.
+
+    Args:
+        block: makes the block of a batch; its result is a list with one entry for each item.
+        take: called with the number and the result of each item, as batches are computed.
+    """
+    for place, results in team.compute(map(block, batches)):
+        for number, result in zip(batches[place], results, strict=True):
+            take(number, result)

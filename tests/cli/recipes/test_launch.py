@@ -30,6 +30,8 @@ DPO = ("dpo", "--model", "MODEL", "--data", "DATA")
         (["--", *DPO, "--lerning_rate", 1], "--learning_rate"),
         (["--", *DPO, "--resume", "CHECKPOINT"], "each restart would return to CHECKPOINT"),
         (["--", *DPO, "--resume-from-checkpoint", "CHECKPOINT"], "each restart would return to CHECKPOINT"),
+        (["--", *DPO, "--resume-from-checkpoint", "none"], "--resume none has no effect"),
+        (["--", *DPO, "--resume=none"], "--resume none has no effect"),
         (["--", *DPO, "--config", "RECIPE"], "each restart would return to CHECKPOINT"),
     ],
 )
@@ -47,7 +49,6 @@ def test_what_cannot_be_launched(preftune, tiny_model, pairs_file, tmp_path, wor
     ("words", "added"),
     [
         ([], ["--resume", "auto"]),
-        (["--resume-from-checkpoint", "none"], ["--resume", "auto"]),
         (["--resume-from-checkpoint", "auto"], []),
         (["--resume"], []),
     ],

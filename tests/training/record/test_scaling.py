@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,10 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from models_zoo import random_model
-from preftune import load_model
+from preftune import DPOConfig, load_model
 from preftune.training.record.scaling import keep_scaling
+from preftune.training.setup import model as setup_model
+from preftune.training.setup.unsaved import warn_of_unsaved
 from tests.training.dpo_runs import lora_model, trainer
 from tiny import save_tiny, tiny_model
 
@@ -186,3 +189,34 @@ def test_a_base_that_is_nowhere_is_compared_with_nothing(tmp_path: Path, caplog:
     CHANGES["epsilon"][0](model)
     trainer(lora_model(model), tmp_path)
     assert "the model was changed in memory" not in caplog.text
+
+
+def test_a_base_of_another_revision_is_compared_with_that_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = tmp_path / "hub" / "models--me--base"
+    (place / "refs").mkdir(parents=True)
+    for branch, commit, epsilon in (("main", "a" * 40, 1e-5), ("older", "b" * 40, 1e-6)):
+        (place / "refs" / branch).write_text(commit)
+        config = Path(save_tiny(place / "snapshots" / commit), "config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": epsilon}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model = lora_model(load_model("me/base", revision="older"))
+    warn_of_unsaved(model, revision="older", trust_remote_code=False)
+    assert "the model was changed in memory" not in caplog.text
+    model.get_base_model().model.norm.variance_epsilon = 0.5
+    warn_of_unsaved(model, revision="older", trust_remote_code=False)
+    assert "variance_epsilon is 0.5, not 1e-06" in caplog.text
+
+
+def test_the_revision_of_a_model_that_is_named_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(setup_model, "warn_of_unsaved", lambda model, *, revision, **more: asked.append(revision))
+    named = DPOConfig(output_dir=str(tmp_path), report_to="none", model_init_kwargs={"revision": "older"})
+    given = DPOConfig(output_dir=str(tmp_path), report_to="none")
+    for model, args in (("me/base", named), (tiny_model(), given)):
+        setup_model.prepare_model(
+            model, args, peft_config=None, quantization_config=None, load=lambda name, **options: tiny_model()
+        )
+    assert asked == ["older", None]

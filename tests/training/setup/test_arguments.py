@@ -70,16 +70,16 @@ def test_a_row_beyond_the_model_s_positions_is_named_before_training(name: str, 
     )  # rope goes on
 
 
-@pytest.mark.parametrize(("active", "told"), [(["default"], False), (["b"], True), (["default", "b"], True)])
+@pytest.mark.parametrize(("active", "warned"), [(["default"], False), (["b"], True), (["default", "b"], True)])
 def test_the_folders_of_several_adapters_are_reported(
-    active: list[str], told: bool, tmp_path: Path, caplog: Any
+    active: list[str], warned: bool, tmp_path: Path, caplog: Any
 ) -> None:
     """The folder of a run that trained `b` was evaluated and merged as `default`, which had not been trained."""
     model = get_peft_model(tiny_model(), lora_config())
     model.add_adapter("b", lora_config())
     model.base_model.set_adapter(active)
     trainer(model, tmp_path)
-    assert ("in a folder of its name (b)" in caplog.text) == told
+    assert ("in a folder of its name (b)" in caplog.text) == warned
 
 
 def test_the_part_of_adalora_that_no_one_does_is_reported(tmp_path: Path, caplog) -> None:

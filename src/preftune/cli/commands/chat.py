@@ -96,7 +96,7 @@ def _speakers(asked: argparse.Namespace, opened: ExitStack) -> Sequence[Speaker 
             return local
         endpoint = opened.enter_context(Endpoint(EndpointName.parse(name), conduct=conduct, budget=budget))
         endpoint.check()
-        return RemoteSpeaker(label, endpoint, asked.system)
+        return RemoteSpeaker(label, endpoint, system=asked.system)
 
     return [speaker(*pair) for pair in zip(names, labels(*names), strict=True)]
 

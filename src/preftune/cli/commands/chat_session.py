@@ -21,15 +21,12 @@ Show = Callable[[str], None]
 
 
 @dataclass(slots=True)
-class Speaker:
-    """One side of a chat: a model, its name, and its own conversation."""
+class _Side:
+    """One side of a chat: a name, and its own conversation."""
 
     name: str
-    model: Any
-    tokenizer: Any
-    adapter_off: bool = False
-    system: str | None = None
-    messages: list[Message] = field(default_factory=list)
+    system: str | None = field(default=None, kw_only=True)
+    messages: list[Message] = field(init=False)
 
     def __post_init__(self) -> None:
         self.reset()
@@ -37,6 +34,15 @@ class Speaker:
     def reset(self) -> None:
         """Forgets the conversation; the system prompt stays."""
         self.messages = _opening(self.system)
+
+
+@dataclass(slots=True)
+class Speaker(_Side):
+    """A model on this machine."""
+
+    model: Any
+    tokenizer: Any
+    adapter_off: bool = False
 
     def answer(self, text: str, *, show: Show, max_new_tokens: int, temperature: float, seed: int) -> str:
         """Answers one message; the message and the answer are added to the conversation.
@@ -81,20 +87,10 @@ class Speaker:
 
 
 @dataclass(slots=True)
-class RemoteSpeaker:
-    """The same for a model behind an address, whose answers are shown when they are complete."""
+class RemoteSpeaker(_Side):
+    """A model behind an address, whose answers are shown when they are complete."""
 
-    name: str
     endpoint: Endpoint
-    system: str | None = None
-    messages: list[Message] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """As `Speaker.reset`."""
-        self.messages = _opening(self.system)
 
     def answer(self, text: str, *, show: Show, max_new_tokens: int, temperature: float, seed: int) -> str:
         """As `Speaker.answer`."""

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,13 @@ from preftune.cli.flags.model_flags import (
     refuse,
 )
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.train.train_command import method_of
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from preftune.cli.train.train_command import Method as TrainMethod
     from preftune.comparison.measure import Score
     from preftune.comparison.methods import Method
     from preftune.comparison.plan import Budget, Settings
@@ -278,7 +277,7 @@ def _settings(
     from preftune.comparison.trainings import SET_HERE
 
     commands = dict.fromkeys([*(method.command for method in methods), "reward"])
-    known = {command: [field.name for field in _method(command).fields() or ()] for command in commands}
+    known = {command: [field.name for field in method_of(command).fields() or ()] for command in commands}
     grids = {method.name: parse_grid(getattr(asked, method.name), f"--{method.name}") for method in methods}
     reward, shared = parse_settings(asked.reward, "--reward"), parse_settings(asked.both, "--both")
     for method in methods:
@@ -306,12 +305,6 @@ def _settings(
     return trials, shared, reward
 
 
-def _method(command: str) -> TrainMethod:
-    """The training method of a command."""
-    method: TrainMethod = import_module(f"preftune.cli.train.{command}").METHOD
-    return method
-
-
 def _build(command: str, settings: Mapping[str, str], asked: argparse.Namespace, *, rewarded: bool = False) -> None:
     """Raises: what the command raises for these settings."""
     from preftune.cli.train.train_command import read_request
@@ -319,7 +312,7 @@ def _build(command: str, settings: Mapping[str, str], asked: argparse.Namespace,
     words = ["--model", asked.model, "--data", asked.data, "--output_dir", asked.output]
     words += [word for name, value in settings.items() for word in (f"--{name}", value)]
     words += ["--reward_model", "rule:none:none"] if rewarded else []
-    read_request(_method(command), words)
+    read_request(method_of(command), words)
 
 
 def _gold(asked: argparse.Namespace, opened: ExitStack, **endpoint: Any) -> Score | None:

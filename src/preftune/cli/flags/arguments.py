@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from preftune.errors import ConfigError
+from preftune.errors import ConfigError, RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -269,3 +269,21 @@ def _several(names: list[str] | None) -> list[str] | None:
     if names is None or len(names) != 1 or not re.fullmatch(r"[\w.]+(?:[,\s]+[\w.]+)+", names[0].strip()):
         return names
     return re.split(r"[,\s]+", names[0].strip())
+
+
+def take_command(argv: Sequence[str], commands: Sequence[str], *, prog: str, which: str) -> tuple[str, list[str]]:
+    """The training command that begins a command line, `dpo` if it begins with a flag, and the other words.
+
+    Args:
+        commands: those that are covered.
+        which: what they have in common, for the message.
+    Raises: RequestError for another command.
+    """
+    words = list(argv)
+    name = words.pop(0) if words and not words[0].startswith("-") else "dpo"
+    if name not in commands:
+        raise RequestError(
+            f"{prog} does not cover {name}, only {', '.join(commands[:-1])} and {commands[-1]}, which {which}. "
+            f"{did_you_mean(name, commands, otherwise=f'See {prog} --help.')}"
+        )
+    return name, words

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.recipe import typed_values
 from preftune.cli.recipes import axolotl, llama_factory
 from preftune.cli.recipes.carried import Carried
+from preftune.cli.train.train_command import method_of
 from preftune.errors import RequestError
 from preftune.secret_values import is_secret
 
@@ -60,7 +60,7 @@ def _read(values: dict[str, Any], folder: Path, name: str) -> Carried:
 
 
 def _known(command: str) -> Any:
-    method = importlib.import_module(f"preftune.cli.train.{command}").METHOD
+    method = method_of(command)
     names = names_of(method.data_arguments, method.model_arguments, method.config)
     return lambda name: names is None or name in names
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
 from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.train.train_command import method_of
 from preftune.errors import PreftuneError, RequestError, did_you_mean, sentence
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _checked(asked: argparse.Namespace, command: Sequence[str]) -> tuple[str, bo
             raise RequestError(f"--{flag} {value}: give {least} or more.")
     if asked.processes_per_node is not None and asked.gpus_per_node:
         raise RequestError("--processes_per_node has no effect with --gpus_per_node: each GPU has one process.")
-    method = import_module(f"preftune.cli.train.{command[0].replace('-', '_')}").METHOD
+    method = method_of(command[0])
     with speaking_flags(method):
         request = requested(method, command[1:], elsewhere=True)
     if request.seeds:
@@ -92,6 +92,12 @@ def _checked(asked: argparse.Namespace, command: Sequence[str]) -> tuple[str, bo
         raise RequestError(
             f"preftune launch: each restart would return to {checkpoint} and lose the steps after it. Leave --resume "
             "out: the training continues from the last checkpoint in --output_dir (move later ones away)."
+        )
+    flags = {word.partition("=")[0].replace("-", "_") for word in command}
+    if checkpoint is None and flags & {"__resume", "__resume_from_checkpoint"}:
+        raise RequestError(
+            "preftune launch: every start continues from the last checkpoint, so --resume none has no effect. Leave it "
+            "out; --overwrite replaces an earlier run."
         )
     return os.path.abspath(os.path.expanduser(str(request.config.output_dir))), checkpoint is not None
 
@@ -152,10 +158,10 @@ def worker(config: dict[str, Any]) -> None:
             f"Ray has put {counted(here, 'process', 'processes')} on a machine that was to have {asked}. Ask with "
             "--nodes and --gpus_per_node (or --processes_per_node) for what each machine has free."
         )
-    os.environ.update(config["environment"])
-    if os.path.isdir(config["folder"]):
-        os.chdir(config["folder"])
     from preftune.cli.main import main
+    from preftune.workers.actor import enter
+
+    enter(config["folder"], config["environment"])
 
     try:
         code = main([*config["words"], "--traceback"])  # which raises instead of printing

@@ -10,9 +10,11 @@ from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.flags.arguments import take_command
 from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
-from preftune.errors import RequestError, did_you_mean
+from preftune.cli.train.train_command import method_of
+from preftune.errors import RequestError
 
 if TYPE_CHECKING:
     from preftune.cli.train.train_command import Method
@@ -29,16 +31,10 @@ _ROWS = 1000
 
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune plan` and returns its exit code: 0 if the training fits, 1 if it does not."""
-    words = list(argv)
-    name = words.pop(0) if words and not words[0].startswith("-") else "dpo"
-    if name not in COMMANDS:
-        raise RequestError(
-            f"preftune plan does not cover {name}, only {', '.join(COMMANDS[:-1])} and {COMMANDS[-1]}, which train on "
-            f"given data. {did_you_mean(name, COMMANDS)}".rstrip()
-        )
+    name, words = take_command(argv, COMMANDS, prog="preftune plan", which="train on given data")
     asked, rest = _parser().parse_known_args(words)
     _check(asked)
-    method: Method = import_module(f"preftune.cli.train.{name}").METHOD
+    method = method_of(name)
     plan = _plan(method, asked, rest)
     if asked.json:
         print(json.dumps(plan.to_json(), indent=2))

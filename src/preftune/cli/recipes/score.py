@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
+from preftune.cli.flags.arguments import take_command
 from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.ray_flags import add_ray_options, open_pool
-from preftune.errors import ConfigError, RequestError, did_you_mean
+from preftune.cli.train.train_command import method_of
+from preftune.errors import ConfigError
 
 if TYPE_CHECKING:
     from preftune.cli.train.train_command import Method, Request
@@ -30,24 +31,19 @@ COMMANDS = ("dpo", "kto")
 
 def run(argv: Sequence[str]) -> int:
     """Runs `preftune score` and returns its exit code."""
-    words = list(argv)
-    name = words.pop(0) if words and not words[0].startswith("-") else "dpo"
-    if name not in COMMANDS:
-        raise RequestError(
-            f"preftune score does not cover {name}, only {' and '.join(COMMANDS)}, which compare given answers with a "
-            f"reference. {did_you_mean(name, COMMANDS, otherwise='See preftune score --help.')}"
-        )
+    which = "compare given answers with a reference"
+    name, words = take_command(argv, COMMANDS, prog="preftune score", which=which)
     asked, words = _parser().parse_known_args(words)
     from preftune.cli.train.train_command import speaking_flags
 
-    method = _method(name)
+    method = method_of(name)
     try:
         with speaking_flags(method):
             scored = _score(method, asked, words)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("Stopped. The scores so far are kept; the same command continues from there.") from None
     if scored is not None:
-        _tell(scored, method, words)
+        _show(scored, method, words)
     return 0
 
 
@@ -64,12 +60,7 @@ def _parser() -> PlainParser:
     return parser
 
 
-def _method(name: str) -> Method:
-    method: Method = import_module(f"preftune.cli.train.{name}").METHOD
-    return method
-
-
-def _tell(scored: Scored, method: Method, words: Sequence[str]) -> None:
+def _show(scored: Scored, method: Method, words: Sequence[str]) -> None:
     echo(f"preftune: reference: {scored.reference}; its scores are in {scored.file}")
     if scored.draws:
         echo("preftune: the baseline of loss_type=kto is scored in each step, from answers to other prompts.")
@@ -128,7 +119,7 @@ def work_of(name: str, words: Sequence[str], rows: Sequence[TokenizedGroup]) -> 
     from preftune.training.scoring.by_team import scoring_work
     from preftune.training.setup.forecast import without_plan
 
-    method = _method(name)
+    method = method_of(name)
     with tempfile.TemporaryDirectory() as folder, without_plan():
         request = _alone(requested(method, words), folder)
         trainer, progress = prepare(method, request, (GroupDataset.from_groups(rows), None))

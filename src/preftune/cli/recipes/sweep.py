@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.messages import echo, until_stopped
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.train.train_command import method_of
 from preftune.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
@@ -69,8 +69,7 @@ def _method(plan: SweepPlan) -> Method:
             f"sweep: command: {plan.command}: it does not train. {did_you_mean(plan.command, _COMMANDS)} There are "
             f"{', '.join(_COMMANDS)}."
         )
-    method: Method = import_module(f"preftune.cli.train.{plan.command.replace('-', '_')}").METHOD
-    return method
+    return method_of(plan.command)
 
 
 def _check(plan: SweepPlan, method: Method, *, recipe: str, output: str) -> None:

@@ -386,3 +386,9 @@ def parser_of(method: Method) -> Any:
 def _load(place: str) -> Any:
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def method_of(command: str) -> Method:
+    """How a command trains, such as `nash-md`."""
+    method: Method = _load(f"preftune.cli.train.{command.replace('-', '_')}:METHOD")
+    return method

@@ -33,7 +33,6 @@ from preftune.data.conversion.passes import (
 from preftune.data.conversion.write import PairWriter, Part, beside, check_output, outputs_of
 from preftune.data.formats import LEFT
 from preftune.data.pairs.dataset import PairDataset
-from preftune.data.pairs.row_reader import Attempt
 from preftune.data.pairs.stream import PairStream
 from preftune.errors import ConfigError, DatasetError
 from preftune.log import warn
@@ -155,7 +154,9 @@ class _Passes:
                 blocks = self._here(entry, "Reading")
                 found = (look(block, leaves, near=near, parquet=self._parquet) for block in blocks)
             else:
-                found = in_order(self._team.compute((dataset, rows, None) for rows in self._sent(entry, "Reading")))
+                conditions = bool(self._filters.topics or self._filters.rule)
+                sent = self._sent(entry, "Reading", with_raw=conditions)
+                found = in_order(self._team.compute((dataset, rows, None) for rows in sent))
             for part in found:
                 seen.extend(part)
                 if strict and seen.problems:
@@ -181,25 +182,31 @@ class _Passes:
             if self._team is None:
                 yield from (written(block, kept(len(block.read))) for block in self._here(entry, "Writing"))
             else:
-                blocks = ((dataset, rows, kept(len(rows.numbers))) for rows in self._sent(entry, "Writing"))
-                yield from in_order(self._team.compute(blocks))
+                sent = self._sent(entry, "Writing", with_raw=False)
+                yield from in_order(self._team.compute((dataset, rows, kept(len(rows.numbers))) for rows in sent))
 
     def _here(self, entry: Input, doing: str) -> Iterator[Here]:
-        return blocks_here(_shown(entry, entry.pairs.attempts(), doing))
+        with _progress(entry, doing) as bar:
+            for block in blocks_here(entry.pairs.attempts()):
+                yield block
+                bar.update(len(block.read))
 
-    def _sent(self, entry: Input, doing: str) -> Iterator[Rows]:
+    def _sent(self, entry: Input, doing: str, *, with_raw: bool) -> Iterator[Rows]:
         if isinstance(entry.pairs, PairStream):
             raise ConfigError("--streaming reads the rows in this process. Leave it or --ray out.")
-        conditions = bool(self._filters.topics or self._filters.rule) and doing == "Reading"
-        yield from blocks_to_send(entry.pairs, with_raw=conditions)
+        with _progress(entry, doing) as bar:
+            for rows in blocks_to_send(entry.pairs, with_raw=with_raw):
+                yield rows
+                bar.update(len(rows.numbers))
 
 
-def _shown(entry: Input, attempts: Iterator[Attempt], doing: str) -> Iterator[Attempt]:
+def _progress(entry: Input, doing: str) -> Any:
+    """A progress bar over the rows of an input."""
     from tqdm.auto import tqdm
 
     total = len(entry.pairs) if isinstance(entry.pairs, PairDataset) else None
-    show = None if total is None or total >= _SHOW_PROGRESS else True  # None: on a terminal only
-    yield from tqdm(attempts, desc=f"{doing} {entry.name}", unit="row", total=total, disable=show)
+    hidden = None if total is None or total >= _SHOW_PROGRESS else True  # None: on a terminal only
+    return tqdm(desc=f"{doing} {entry.name}", unit="row", total=total, disable=hidden)
 
 
 def _manifest(

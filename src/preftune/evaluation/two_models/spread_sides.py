@@ -13,6 +13,7 @@ from preftune.generation.backends import GivenAnswers, ModelAnswerer, TwoSides
 from preftune.generation.protocol import Answer, Rows, Side, Take
 from preftune.types import Text
 from preftune.workers import Pool, Team
+from preftune.workers.team import hand_out
 
 
 class SpreadSides(TwoSides):
@@ -32,11 +33,11 @@ class SpreadSides(TwoSides):
         if batches_of is None:
             super().stream(side, prompts, rows, take)
             return
-        batches = batches_of(prompts, rows)
-        blocks = ((side, [prompts[n] for n in numbers], [rows[n] for n in numbers]) for numbers in batches)
-        for place, answers in self._team.compute(blocks):
-            for number, answer in zip(batches[place], answers, strict=True):
-                take(number, answer)
+
+        def block(batch: Sequence[int]) -> tuple[Side, list[Text], Rows]:
+            return side, [prompts[n] for n in batch], [rows[n] for n in batch]
+
+        hand_out(self._team, batches_of(prompts, rows), block, take)
 
     def release(self) -> None:
         """Ends the workers, which start again when they are needed."""

@@ -11,6 +11,7 @@ from preftune.generation.protocol import Answer, Rows, Take, Wanted
 from preftune.generation.settings import SamplingSettings
 from preftune.types import Text
 from preftune.workers import Team
+from preftune.workers.team import hand_out
 
 
 class SpreadAnswerer:
@@ -39,10 +40,7 @@ class SpreadAnswerer:
             for numbers in self.local.batches_of(prompts, rows)
             if wanted is None or not wanted.isdisjoint(numbers)
         ]
-        blocks = (([prompts[n] for n in numbers], [rows[n] for n in numbers]) for numbers in batches)
-        for place, answers in self._team.compute(blocks):
-            for number, answer in zip(batches[place], answers, strict=True):
-                take(number, answer)
+        hand_out(self._team, batches, lambda batch: ([prompts[n] for n in batch], [rows[n] for n in batch]), take)
 
     def release(self) -> None:
         """Ends the workers."""

@@ -9,6 +9,7 @@ from preftune.generation.lazy_model import ModelSource
 from preftune.judges.cache import VerdictCache
 from preftune.judges.llm_client import Asker, Conversation, LocalAsker, Questions, Take
 from preftune.workers import Team
+from preftune.workers.team import hand_out
 
 
 class SpreadAsker(Asker):
@@ -27,10 +28,11 @@ class SpreadAsker(Asker):
     def _reply_to(self, questions: Questions, take: Take, *, max_tokens: int, as_json: bool, logprobs: bool) -> None:
         keys, form = list(questions), {"max_tokens": max_tokens, "as_json": as_json, "logprobs": logprobs}
         batches = self._local.batches_of(list(questions.values()))
-        blocks = (([questions[keys[number]] for number in batch], form) for batch in batches)
-        for place, replies in self._team.compute(blocks):
-            for number, reply in zip(batches[place], replies, strict=True):
-                take(keys[number], reply)
+
+        def block(batch: Sequence[int]) -> tuple[list[Conversation], Mapping[str, Any]]:
+            return [questions[keys[number]] for number in batch], form
+
+        hand_out(self._team, batches, block, lambda number, reply: take(keys[number], reply))
 
 
 def replying(name: str, options: Mapping[str, Any], batch_size: int) -> Callable[[Any], Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,29 +29,24 @@ class _SpreadRule:
             self.cache_key = self._key
         self._team, self._cache = team, cache
 
+    def __call__(self, *content: Any) -> Any:
+        return self._all([content], None)[0]
+
     def _all(self, contents: Sequence[Sequence[Any]], progress: Progress | None, *, again: bool = False) -> list[Any]:
         """What the rule says of every content, in order.
 
         Args:
             again: of `judge_all`.
         """
-        found: dict[int, Any] = {}
         keys = [] if self._key is None else [verdict_key("rule", self._key, *content) for content in contents]
-        if keys:
-            known = self._cache.get(keys)
-            found = {
-                number: known[key]
-                for number, key in enumerate(keys)
-                if known.get(key) is not None or (key in known and not again)
-            }
+        known = self._cache.get(keys) if keys else {}
+        found = {
+            number: known[key] for number, key in enumerate(keys) if key in known and not (again and known[key] is None)
+        }
         missing = [number for number in range(len(contents)) if number not in found]
         blocks = [missing[start : start + _BLOCK] for start in range(0, len(missing), _BLOCK)]
-
-        def sent() -> Iterator[tuple[list[Sequence[Any]], bool]]:
-            for block in blocks:
-                yield [contents[number] for number in block], again
-
-        for place, said in self._team.compute(sent()):
+        sent = (([contents[number] for number in block], again) for block in blocks)
+        for place, said in self._team.compute(sent):
             found |= zip(blocks[place], said, strict=True)
             if keys:
                 new = {keys[number]: value for number, value in zip(blocks[place], said, strict=True)}
@@ -64,9 +59,6 @@ class _SpreadRule:
 class SpreadJudge(_SpreadRule):
     """A rule that compares two answers."""
 
-    def __call__(self, *content: Any) -> Any:
-        return self._all([content], None)[0]
-
     def judge_all(
         self, questions: Sequence[Question], *, again: bool = False, progress: Progress | None = None
     ) -> list[Graded | None]:
@@ -75,9 +67,6 @@ class SpreadJudge(_SpreadRule):
 
 class SpreadScorer(_SpreadRule):
     """A rule that rates one answer."""
-
-    def __call__(self, *content: Any) -> Any:
-        return self._all([content], None)[0]
 
     def score_all(self, items: Sequence[Item], *, progress: Progress | None = None) -> list[float | None]:
         return self._all(items, progress)

@@ -23,7 +23,7 @@ class Seeds(NamedTuple):
     """seeds.json: the held-out figures, each with `mean`, `sd` and `per_seed`."""
 
     def spread(self, metric: str) -> str:
-        """Mean and standard deviation of a held-out figure; empty where there is none."""
+        """Mean and standard deviation of a held-out figure; empty for an unknown one."""
         found = mapping(self.figures.get(metric))
         mean, sd = number(found.get("mean")), number(found.get("sd"))
         return "" if mean is None or sd is None else f"{mean:.4g} (standard deviation {sd:.2g})"

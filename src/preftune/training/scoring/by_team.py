@@ -87,7 +87,12 @@ def score_on_team(team: Team, datasets: Sequence[GroupDataset], args: Any) -> Sc
     sent: set[bytes] = set()
     with tqdm(total=rows, desc="Reference scores", unit="row", disable=None) as bar:
         for _, (other, scores) in team.compute(_blocks(store, sent, datasets, size, bar.update)):
-            if other[:2] != address[:2]:
+            if other.fingerprint != address.fingerprint:
+                raise RequestError(
+                    "The workers do not have the same reference: the model has other weights on some machines under "
+                    "the same name. Put one copy where all machines read it, or name a revision on the hub."
+                )
+            if other.numerics != address.numerics:
                 raise RequestError(
                     "The workers do not compute alike: their scores have the addresses "
                     f"{address.numerics} and {other.numerics} ({dict(address.note)}, {dict(other.note)}). Use workers "

@@ -60,10 +60,12 @@ def prepare_model(
             adapter, or has no trainable parameter; or an adapter would be put on another.
         ConfigError: options of loading with a loaded model, or a `peft_config` that does not fit.
     """
+    revision = None
     if isinstance(model, str):
         from preftune.models import load_model
 
         options = dict(args.model_init_kwargs or {})
+        revision = options.get("revision")
         options.setdefault("trust_remote_code", args.trust_remote_code)
         if quantization_config is not None:
             options["quantization_config"] = quantization_config
@@ -87,7 +89,7 @@ def prepare_model(
     if args.disable_dropout:
         dropout_off(model)
     keep_scaling(model)
-    warn_of_unsaved(model, trust_remote_code=args.trust_remote_code)
+    warn_of_unsaved(model, revision=revision, trust_remote_code=args.trust_remote_code)
     return model
 
 

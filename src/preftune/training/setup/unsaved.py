@@ -13,14 +13,17 @@ from preftune.plan.shape import meta_copy, meta_model
 from preftune.reference.fingerprint import numbers_of
 
 
-def warn_of_unsaved(model: Any, *, trust_remote_code: bool) -> None:
+def warn_of_unsaved(model: Any, *, revision: str | None, trust_remote_code: bool) -> None:
     """A warning of numbers (an epsilon, the scale of attention, a cap) that a model has in memory and that are not made
     of its configuration: the saved model, or the base of a saved adapter, would compute with others.
+
+    Args:
+        revision: of the base on the hub; None for its newest.
     """
     adapter = hasattr(model, "peft_config")
     base = model.get_base_model() if adapter else model
     try:
-        saved = _saved_base(base, trust_remote_code) if adapter else meta_copy(base, None)
+        saved = _saved_base(base, revision, trust_remote_code) if adapter else meta_copy(base, None)
     except PreftuneError:  # nothing to compare with
         return
     used, made = ({**numbers_of(one), **dict(_numbers(one.config.to_dict()))} for one in (base, saved))
@@ -37,12 +40,12 @@ def warn_of_unsaved(model: Any, *, trust_remote_code: bool) -> None:
     )
 
 
-def _saved_base(base: Any, trust_remote_code: bool) -> Any:
-    """The base of an adapter as its files describe it. Raises: PreftuneError where there are none."""
+def _saved_base(base: Any, revision: str | None, trust_remote_code: bool) -> Any:
+    """The base of an adapter as its files describe it. Raises: PreftuneError without such files."""
     if not base.name_or_path:
         raise PreftuneError("the base has no name.")
-    place = locate(base.name_or_path)
-    return meta_model(place, revision=None, trust_remote_code=trust_remote_code)
+    place = locate(base.name_or_path, revision=revision)
+    return meta_model(place, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def _numbers(config: Mapping[str, Any], prefix: str = "config.") -> Iterator[tuple[str, float]]:
