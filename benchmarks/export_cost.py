@@ -10,12 +10,12 @@ is rounded to nearest is what other tools write. The result is kept in benchmark
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from record import provenance, write_result
 
 from preftune.deploy import ServedEndpoint, Trained, Verification, export, questions_of, serving, verify
 from preftune.generation.endpoint.client import Conduct, Endpoint, EndpointName
@@ -53,15 +53,15 @@ def measure(run: str, base: str | None, limit: int, scratch: Path, forms: dict =
     return found
 
 
-def table(result: dict[str, dict]) -> str:
+def table(forms: dict[str, dict]) -> str:
     """The rows of the table in docs/deploy.md, the smallest distance first."""
-    first = next(iter(result.values()))
+    first = next(iter(forms.values()))
     lines = [
         "| artefact | distance, nats per token | reward margin, nats | pairs with another sign | same greedy answers |",
         "|---|---|---|---|---|",
         f"| the training itself (trained model to base) | {first['moved']:.4f} | {first['margin']:.2f} | | |",
     ]
-    for name, one in sorted(result.items(), key=lambda item: (not item[1]["pairs"], item[1]["off"])):
+    for name, one in sorted(forms.items(), key=lambda item: (not item[1]["pairs"], item[1]["off"])):
         scores = "not shown | | |"
         if one["pairs"]:
             other = round((1 - one["agreement"]) * one["pairs"])
@@ -80,6 +80,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(asked.run, asked.base, asked.limit, Path(folder))
-    result = {name: {"verdict": one.verdict(), **asdict(one.figures)} for name, one in measured.items()}
-    RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(table(result))
+    forms = {name: {"verdict": one.verdict(), **asdict(one.figures)} for name, one in measured.items()}
+    command = f"python benchmarks/export_cost.py RUN --limit {asked.limit}"
+    write_result({"forms": forms, **provenance(command)}, RESULT.parent, RESULT.stem)
+    print(table(forms))

@@ -160,7 +160,7 @@ def train(options: argparse.Namespace) -> dict[str, float]:
 
         base = resident_gb()
         with contextlib.redirect_stdout(sys.stderr):
-            trainer, _ = train_command._prepare(method, train_command.read_request(method, words))
+            trainer, _ = train_command.prepare(method, train_command.read_request(method, words))
             clock = Clock("cpu")
             trainer.add_callback(clock)
             watch = ReferenceWatch(trainer) if hasattr(trainer, "reference") else None

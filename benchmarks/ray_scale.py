@@ -6,7 +6,7 @@ The rows are generated. `convert` cleans pairs, `score` computes reference score
 `label` ranks two answers to each prompt by a rule. Each stage runs as a command of its own: without `--ray`, and with
 each number of workers on a cluster that is already there. Seconds are those of the whole command; `work` leaves out
 those of the same command on 200 rows: imports, and the start of the workers. The results of all runs of a stage must be
-the same bytes. Worker processes use one thread, and so does one process.
+the same bytes. Worker processes use one thread, and so does one process. The table of docs/scaling.md is printed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}  # on
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 FEW = 200
+SHOWN = {
+    "convert": "`convert` with `--dedupe`",
+    "score": "`score` with a model of two layers",
+    "label": "`label` by a rule of a few string operations",
+}
 STAGES = ("convert", "score", "label")
 SCORING = ("--use_peft", "--use_cpu", "--per_device_eval_batch_size", "32")
 RULE = '''
@@ -85,9 +90,21 @@ def main() -> int:
         **provenance(command),
     }
     write_result(rounded(result), folder_of_result, "ray_scale")
+    print(table(result["stages"]))
     if not alike:
         print("FAILED: the results differ")
     return int(not alike)
+
+
+def table(stages: dict[str, Any]) -> str:
+    """The rows of docs/scaling.md: seconds of work, and in brackets those of 200 rows."""
+    columns = ("one process", "1 worker", "2 workers")
+    lines = [f"| command | rows | {' | '.join(columns)} |", "|---|---|---|---|---|"]
+    for stage in (name for name in SHOWN if name in stages):
+        runs = [stages[stage]["runs"][column] for column in columns]
+        cells = (f"{run['work']:.0f} ({run['start']:.0f})" for run in runs)
+        lines.append(f"| {SHOWN[stage]} | {stages[stage]['rows']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def earlier(file: Path) -> dict[str, Any]:

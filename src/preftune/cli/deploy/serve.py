@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
@@ -39,16 +40,18 @@ def run(argv: Sequence[str]) -> int:
 
     from preftune.deploy import serving
 
-    signal.signal(signal.SIGTERM, _leave)
-    with serving(
-        asked.model,
-        engine=asked.engine,
-        host=asked.host,
-        port=asked.port,
-        base_model=asked.base,
-        dtype=asked.dtype,
-        trust_remote_code=asked.trust_remote_code,
-    ) as running:
+    with (
+        _left_at_sigterm(),
+        serving(
+            asked.model,
+            engine=asked.engine,
+            host=asked.host,
+            port=asked.port,
+            base_model=asked.base,
+            dtype=asked.dtype,
+            trust_remote_code=asked.trust_remote_code,
+        ) as running,
+    ):
         names = ", ".join(f"{name} ({what})" for name, what in running.models.items())
         print(f"{running.address} serves {names} with {running.engine}. Ctrl-C stops it.", flush=True)
         others = " --baseline openai:base@" + running.address if "base" in running.models else ""
@@ -63,6 +66,15 @@ def run(argv: Sequence[str]) -> int:
         raise ModelError(f"The server ended with code {running.process.returncode}. Start it again.")
 
 
-def _leave(*_: object) -> None:
-    """Ends the server's own process too, which SIGTERM does not reach."""
-    sys.exit(0)
+@contextmanager
+def _left_at_sigterm() -> Iterator[None]:
+    """SIGTERM leaves this context with exit code 0, so that the server's own process ends too."""
+
+    def leave(*_: object) -> None:
+        sys.exit(0)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
