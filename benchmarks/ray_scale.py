@@ -1,12 +1,13 @@
 """Work over rows on a Ray cluster of this machine, beside one process: seconds, rows a second, and overhead.
 
-    python benchmarks/ray_scale.py [--rows 200000] [--stages convert score label] [--workers 1 2] [--out FILE]
+    python benchmarks/ray_scale.py [--rows 200000] [--stages convert score label audit] [--workers 1 2] [--out FILE]
 
-The rows are generated. `convert` cleans pairs, `score` computes reference scores with a random model of two layers, and
-`label` ranks two answers to each prompt by a rule. Each stage runs as a command of its own: without `--ray`, and with
-each number of workers on a cluster that is already there. Seconds are those of the whole command; `work` leaves out
-those of the same command on 200 rows: imports, and the start of the workers. The results of all runs of a stage must be
-the same bytes. Worker processes use one thread, and so does one process. The table of docs/scaling.md is printed.
+The rows are generated. `convert` cleans pairs, `score` computes reference scores with a random model of two layers,
+`label` ranks two answers to each prompt by a rule, and `audit` makes its checks, with words instead of tokens. Each
+stage runs as a command of its own: without `--ray`, and with each number of workers on a cluster that is already there.
+Seconds are those of the whole command; `work` leaves out those of the same command on 200 rows: imports, and the start
+of the workers. The results of all runs of a stage must be the same bytes. Worker processes use one thread, and so does
+one process. The table of docs/scaling.md is printed.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ SHOWN = {
     "convert": "`convert` with `--dedupe`",
     "score": "`score` with a model of two layers",
     "label": "`label` by a rule of a few string operations",
+    "audit": "`audit`",
 }
-STAGES = ("convert", "score", "label")
+STAGES = ("convert", "score", "label", "audit")
 SCORING = ("--use_peft", "--use_cpu", "--per_device_eval_batch_size", "32")
 RULE = '''
 def overlap(prompt, answer, row):
@@ -148,6 +150,7 @@ def measured(stage: str, rows: int, workers: int, address: str) -> dict[str, Any
     words = {
         "convert": ["convert", f"pairs-{rows}.jsonl", "-o", "out.jsonl", "--overwrite", "--dedupe", "--json"],
         "score": ["score", "dpo", "--model", "model", "--data", f"pairs-{rows}.jsonl", *SCORING],
+        "audit": ["audit", f"pairs-{rows}.jsonl", "-o", "out", "--json"],
         "label": ["label", f"samples-{rows}.jsonl", "--judge", "rule:overlap_rules:overlap", "-o", "out.jsonl"],
     }[stage]
     words += ["--ray", address, "--ray_workers", str(workers)] if workers else []
@@ -158,8 +161,18 @@ def measured(stage: str, rows: int, workers: int, address: str) -> dict[str, Any
         seconds = time.perf_counter() - began
         if done.returncode:
             raise SystemExit(f"preftune {' '.join(words)} failed: {done.stderr[-2000:]}")
-        made = Path("out.jsonl").read_bytes() if stage != "score" else scores_in(Path(cache))
+        made = result_of(stage, Path(cache), done.stdout)
     return {"seconds": seconds, "result": hashlib.sha256(made).hexdigest()}
+
+
+def result_of(stage: str, cache: Path, printed: str) -> bytes:
+    """What a command made, without times."""
+    if stage == "score":
+        return scores_in(cache)
+    if stage == "audit":
+        found = json.loads(printed)
+        return json.dumps({name: found[name] for name in found if name not in ("created", "seconds")}).encode()
+    return Path("out.jsonl").read_bytes()
 
 
 def scores_in(cache: Path) -> bytes:

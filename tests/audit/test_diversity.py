@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.audit.made_up import clean_chats, clean_rows, run
+from tiny import chat_rows
 
 TOPICS = {
     "bread": "yeast flour dough oven crust knead bake loaf sourdough rise".split(),
@@ -50,6 +51,14 @@ def test_one_topic_is_called_narrow_and_several_are_not() -> None:
 def test_the_order_of_the_rows_plays_no_part() -> None:
     rows = topical({"bread": 40, "sailing": 30, "tax": 20})
     assert run(rows).figures["diversity"] == run(rows[::-1]).figures["diversity"]
+
+
+def test_groups_that_tie_are_the_same_in_each_run() -> None:
+    """Words that are all equally frequent give equal singular values, between which rounding would decide."""
+    rows = chat_rows(1000)
+    for place, row in enumerate(rows):
+        row["prompt"][-1]["content"] += f" {place % 250}"
+    assert len({str(run(rows).figures["diversity"]) for _ in range(5)}) == 1
 
 
 def test_what_is_there_is_not_missing() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from preftune.audit import Setting, audit, open_data
 from preftune.audit.checks.check import Scorer
-from preftune.audit.scoring import ReferenceScorer
+from preftune.audit.scoring import PairReader, ReferenceScorer
 from preftune.data import read_pairs, tokenize_pairs
 from preftune.data.tokens.encode import Encoder
 from preftune.logps import pack
@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def scorer(model: str) -> ReferenceScorer:
-    return ReferenceScorer(model, load_tokenizer(model), max_length=512, max_prompt_length=None)
+    return ReferenceScorer(model, PairReader(load_tokenizer(model), 512, None))
 
 
 def test_scores_are_those_of_the_oracle_and_come_from_the_cache_the_second_time(model: str) -> None:

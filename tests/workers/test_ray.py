@@ -178,6 +178,40 @@ def test_a_stream_is_not_converted_on_a_cluster(preftune, pairs_file, tmp_path, 
     assert "--streaming reads the rows in this process" in found.message
 
 
+@pytest.mark.parametrize("reference", [False, True])
+def test_an_audit_is_that_of_one_process(preftune, tiny_model, tmp_path, monkeypatch, cluster, losing, reference):
+    rows = chat_rows(330 if reference else 3300)
+    for place, row in enumerate(rows):
+        row["prompt"][-1]["content"] += f" {place % 250}"
+        if place % 31 == 0:
+            row["rejected"] = row["chosen"]
+        if place % 57 == 0:
+            row["chosen"] = None
+        if place % 3 == 0:
+            row["prompt"].insert(0, {"role": "system", "content": f"Be {place % 5}."})
+    rows += rows[:40]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    words = ["audit", data, "--model", tiny_model, "--eval", write_rows(tmp_path / "held.jsonl", chat_rows(20))]
+    words += ["--with_reference"] if reference else []
+    found = {}
+    for name, more in (("one", []), ("two", ["--ray", "--ray_workers", 2])):
+        monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / name))
+        for turn in ("", " again") if reference else ("",):
+            result = preftune(*words, *more, "-o", tmp_path / name)
+            assert result.code == 0, result.err
+            found[name + turn] = json.loads((tmp_path / name / "audit.json").read_text())
+            for varying in ("created", "seconds"):
+                del found[name + turn][varying]
+    assert found["one"] == found["two"]
+    names = {finding["name"] for finding in found["two"]["findings"]}
+    assert {"unreadable", "identical", "duplicate_pairs", "repeated_prompts"} <= names
+    if reference:
+        assert found["two again"]["figures"]["reference"] == found["one again"]["figures"]["reference"]
+        assert scores_in(tmp_path / "one") == scores_in(tmp_path / "two")
+    else:
+        assert losing == [1]
+
+
 def read_rows(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 

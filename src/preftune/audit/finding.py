@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeAlias
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,6 +68,11 @@ class Rows:
         if len(self.examples) < EXAMPLES:
             self.examples.append(Example(row, index, note, held_out))
 
+    def extend(self, other: Rows) -> None:
+        """Adds rows that follow."""
+        self.count += other.count
+        self.examples.extend(other.examples[: EXAMPLES - len(self.examples)])
+
 
 class Places:
     """Positions and raw rows of many pairs, 16 bytes each."""
@@ -78,6 +83,11 @@ class Places:
     def keep(self, index: int, row: int) -> None:
         self.index.append(index)
         self.row.append(row)
+
+    def extend(self, other: Self) -> None:
+        """Adds pairs that follow."""
+        self.index.extend(other.index)
+        self.row.extend(other.row)
 
     def rows(self, places: NDArray[Any], note: Callable[[int], str] = lambda place: "") -> Rows:
         """The rows of the pairs at these places, with a note on each example."""

@@ -13,6 +13,7 @@ from preftune.data.formats.adapter import Adapter
 from preftune.data.formats.apply import CARRIED, RowCount, convert, sample_of
 from preftune.data.formats.columns import resolve_columns
 from preftune.data.formats.registry import adapter_named, recognise
+from preftune.data.pairs.blocks import BLOCK, Here, Rows, blocks_here
 from preftune.data.pairs.checks import unused_texts
 from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.open import read_pairs
@@ -21,8 +22,6 @@ from preftune.errors import DatasetError
 from preftune.types import PreferencePair
 
 _SIDES = frozenset({"prompt", "chosen", "rejected"})
-
-BATCH = 1000
 
 
 class Fault(NamedTuple):
@@ -51,34 +50,43 @@ class Opened:
     """The error with which `preftune dpo` would refuse the data; None if it would accept them."""
     notes: tuple[str, ...] = ()
 
-    def batches(self, size: int = BATCH) -> Iterator[tuple[list[tuple[int, PreferencePair]], list[Fault]]]:
+    def batches(self) -> Iterator[tuple[list[tuple[int, PreferencePair]], list[Fault]]]:
         """Batches of the pairs in order, with their positions, and of the rows that are not a preference."""
         if self.pairs is None:
             return
-        index = 0
-        for batch in self.pairs.row_batches(size):
-            good: list[tuple[int, PreferencePair]] = []
-            faults: list[Fault] = []
-            for number, row in batch:
-                attempt = self.pairs.reader.attempt(row, number)
-                if attempt.pair is not None:
-                    good.append((index, attempt.pair))
-                else:
-                    faults.append(Fault(number, attempt.problem.removeprefix(f"{self.name} row {number}, ")))
-                index += 1
-            yield good, faults
+        first = 0
+        for block in blocks_here(self.pairs.attempts()):
+            yield sorted_out(block, first, name=self.name)
+            first += len(block.read)
 
     def at(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, PreferencePair]]:
         """The pairs at these positions, read again. They must have been readable in `batches`."""
         assert self.pairs is not None
-        for start in range(0, len(indices), BATCH):
-            part = indices[start : start + BATCH]
+        for start in range(0, len(indices), BLOCK):
+            part = indices[start : start + BLOCK]
             yield from zip((int(index) for index in part), self.pairs.select(part), strict=True)
 
     def row_of(self, index: int) -> int:
         """The number of the raw row at a position."""
         assert self.pairs is not None
         return self.pairs.number(index)
+
+
+def sorted_out(block: Rows | Here, first: int, *, name: str) -> tuple[list[tuple[int, PreferencePair]], list[Fault]]:
+    """The pairs of a block with their positions, and the rows that are not a preference.
+
+    Args:
+        first: the position of the first row.
+        name: of the data.
+    """
+    good: list[tuple[int, PreferencePair]] = []
+    faults: list[Fault] = []
+    for index, attempt in enumerate(block.attempts(), start=first):
+        if attempt.pair is not None:
+            good.append((index, attempt.pair))
+        else:
+            faults.append(Fault(attempt.row, attempt.problem.removeprefix(f"{name} row {attempt.row}, ")))
+    return good, faults
 
 
 def open_data(

@@ -1,4 +1,4 @@
-"""The audit: one pass over the pairs with every check, and the result."""
+"""The audit: one pass over the pairs with every check, here or on the workers of a cluster, and the result."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from preftune.audit.checks.check import Setting
+from preftune.audit.checks.check import Check, Setting
 from preftune.audit.checks.lengths import CutRow, LengthsCheck
 from preftune.audit.checks.registry import CHECKS
 from preftune.audit.finding import SEVERITIES, Example, Finding
-from preftune.audit.opening import Opened
+from preftune.audit.opening import Opened, sorted_out
 from preftune.audit.seen import SeenPair, see
+from preftune.data.pairs.blocks import Here, Rows, blocks_here, blocks_to_send
 from preftune.errors import DatasetError
 from preftune.version import __version__
+from preftune.workers import Team
+from preftune.workers.team import in_order
 
 FORMAT = 1
 """Version of audit.json; raised when an older reader would misread it."""
@@ -24,6 +27,23 @@ _SHOWN = 2000
 """Most characters of a text that audit.json quotes."""
 
 Progress = Callable[[int], None]
+
+
+class Part(NamedTuple):
+    """What the checks have seen of a block of rows."""
+
+    checks: Sequence[Check]
+    pairs: int
+    rows: int
+
+
+class Sent(NamedTuple):
+    """A block as it is sent to a worker."""
+
+    rows: Rows
+    first: int
+    """The position of its first row."""
+    kinds: tuple[type[Check], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +85,23 @@ class Audit:
         }
 
 
-def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
+def audit(setting: Setting, *, team: Team | None = None, progress: Progress = lambda rows: None) -> Audit:
     """Run every check that applies on all pairs, in one pass. Some checks read a part of the pairs a second time.
 
     Args:
         setting: the data and the options of the audit.
-        progress: called with the number of rows of every batch.
+        team: workers that do `looking`; None: the pairs are checked in this process.
+        progress: called with the number of rows of every block.
     """
     began = time.perf_counter()
-    checks = [check(setting) for check in CHECKS if check.applies(setting)]
+    kinds = tuple(check for check in CHECKS if check.applies(setting))
+    checks = [kind(setting) for kind in kinds]
     pairs = 0
-    for good, faults in setting.data.batches():
-        batch = [see(pair, index) for index, pair in good]
-        _encode(batch, setting)
-        for check in checks:
-            check.see(batch, faults)
-        pairs += len(batch)
-        progress(len(batch) + len(faults))
+    for part in _parts(setting, kinds, team):
+        for check, seen in zip(checks, part.checks, strict=True):
+            check.extend(seen)
+        pairs += part.pairs
+        progress(part.rows)
     findings = sorted(
         (finding for check in checks for finding in check.findings(pairs)), key=lambda f: SEVERITIES.index(f.severity)
     )
@@ -93,6 +113,52 @@ def audit(setting: Setting, *, progress: Progress = lambda rows: None) -> Audit:
         seconds=time.perf_counter() - began,
         cut_rows=tuple(row for check in checks if isinstance(check, LengthsCheck) for row in check.cut_rows()),
     )
+
+
+def _parts(setting: Setting, kinds: Sequence[type[Check]], team: Team | None) -> Iterator[Part]:
+    """What the checks see of each block of rows, in order."""
+    pairs, first = setting.data.pairs, 0
+    if pairs is None:
+        return
+    if team is None:
+        for block in blocks_here(pairs.attempts()):
+            yield look(block, first, setting, kinds)
+            first += len(block.read)
+        return
+
+    def sent() -> Iterator[Sent]:
+        nonlocal first
+        for rows in blocks_to_send(pairs):
+            yield Sent(rows, first, tuple(kinds))
+            first += len(rows.numbers)
+
+    yield from in_order(team.compute(sent()))
+    team.close()  # the workers that score need their place
+
+
+def look(block: Rows | Here, first: int, setting: Setting, kinds: Sequence[type[Check]]) -> Part:
+    """What checks see of a block.
+
+    Args:
+        first: the position of its first row.
+    """
+    good, faults = sorted_out(block, first, name=setting.data.name)
+    batch = [see(pair, index) for index, pair in good]
+    _encode(batch, setting)
+    checks = [kind(setting) for kind in kinds]
+    for check in checks:
+        check.see(batch, faults)
+    return Part(checks, len(batch), len(batch) + len(faults))
+
+
+def looking(make: Callable[[], Setting]) -> Callable[[Sent], Part]:
+    """What a worker does: `look` at blocks.
+
+    Args:
+        make: makes the setting on the worker, where `data` has the name of the data and no rows.
+    """
+    setting = make()
+    return lambda sent: look(sent.rows, sent.first, setting, sent.kinds)
 
 
 def _encode(batch: Sequence[SeenPair], setting: Setting) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.tokenize import tokenize_pairs
 from preftune.errors import DatasetError
 from preftune.logps import choose_engine, pack
+from preftune.logps.batch import GroupLogps, PackedBatch
 from preftune.logps.score_groups import ScoringBudget
 from preftune.models import apply_precision, decide_precision, load_model, weights_dtype
 from preftune.models.positions import check_token_ids
 from preftune.reference import ExplicitModel, Numerics, ReferenceScores, ScoreStore
+from preftune.reference.store import Scores
 from preftune.storage.cache_folder import cache_folder
 from preftune.types import TokenizedGroup
 
@@ -27,8 +29,78 @@ _PAIRS = 256
 """Pairs tokenised together."""
 
 
-Numbered: TypeAlias = tuple[int, TokenizedGroup]
-"""The place of a pair among those that are scored, and its group."""
+class Block(NamedTuple):
+    """Pairs that are scored in one go."""
+
+    pairs: int
+    places: list[int]
+    """Of those that have tokens, among all pairs that are scored."""
+    groups: list[TokenizedGroup]
+
+
+class PairReader(NamedTuple):
+    """Tokenises pairs, with the limits of training."""
+
+    tokenizer: Any
+    max_length: int | None
+    max_prompt_length: int | None
+
+    def blocks(self, pairs: PairDataset, indices: NDArray[np.int64]) -> Iterator[Block]:
+        """The pairs at these positions."""
+        for start in range(0, len(indices), _PAIRS):
+            part = indices[start : start + _PAIRS]
+            numbered = list(self._groups(pairs, part, start))
+            yield Block(len(part), [place for place, _ in numbered], [group for _, group in numbered])
+
+    def _groups(
+        self, pairs: PairDataset, indices: NDArray[np.int64], start: int
+    ) -> Iterator[tuple[int, TokenizedGroup]]:
+        """The groups of these pairs with their places. Pairs that cannot be trained have no group; the others are found
+        by halving.
+        """
+        try:
+            groups: GroupDataset | None = tokenize_pairs(
+                pairs.select(indices),
+                self.tokenizer,
+                max_length=self.max_length,
+                max_prompt_length=self.max_prompt_length,
+            )[0]
+        except DatasetError:
+            groups = None
+        if groups is not None and len(groups) == len(indices):
+            for place in range(len(indices)):
+                yield start + place, groups[place]
+        elif len(indices) > 1:
+            half = len(indices) // 2
+            yield from self._groups(pairs, indices[:half], start)
+            yield from self._groups(pairs, indices[half:], start + half)
+
+
+class Rows:
+    """The rows of `Scorer.score`: NaN for pairs without tokens."""
+
+    def __init__(self, pairs: int, bar: Any) -> None:
+        self.found = np.full((pairs, 4), np.nan)
+        self._bar = bar
+
+    def add(self, block: Block, rows: Sequence[NDArray[np.float64]]) -> None:
+        if rows:
+            self.found[block.places] = rows
+        self._bar.update(block.pairs)
+
+
+@contextmanager
+def rows_of_scores(pairs: int) -> Iterator[Rows]:
+    """Rows that are filled, with a progress bar."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=pairs, desc="Reference scores", unit="pair", disable=not sys.stderr.isatty()) as bar:
+        yield Rows(pairs, bar)
+
+
+def sums(scores: GroupLogps, batch: PackedBatch) -> list[NDArray[np.float64]]:
+    """Log-probabilities of both sides of each pair in nats, and their scored tokens: a row of `Scorer.score`."""
+    return list(torch.stack(list(scores.sides(batch)), dim=1).double().cpu().numpy())
 
 
 class ReferenceScorer:
@@ -37,10 +109,8 @@ class ReferenceScorer:
     def __init__(
         self,
         name: str,
-        tokenizer: Any,
+        reader: PairReader,
         *,
-        max_length: int | None,
-        max_prompt_length: int | None,
         load_in_4bit: bool = False,
         trust_remote_code: bool = False,
     ) -> None:
@@ -48,11 +118,10 @@ class ReferenceScorer:
 
         Args:
             name: a path or a hub id.
-            max_length, max_prompt_length: the limits of training, so that the same tokens are scored.
+            reader: with the limits of training, so that the same tokens are scored.
         Raises: ModelError if the model cannot be found or loaded.
         """
-        self.name, self.tokenizer = name, tokenizer
-        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.name, self.reader = name, reader
         self.device = _device()
         model = load_model(name, load_in_4bit=load_in_4bit, trust_remote_code=trust_remote_code)
         for parameter in model.parameters():
@@ -88,54 +157,26 @@ class ReferenceScorer:
         return torch.autocast(self.device.type, dtype=self.autocast)
 
     def score(self, pairs: PairDataset, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log-probabilities of chosen and rejected in nats, and their scored tokens, shape (indices, 4), float64; NaN
-        for a pair that cannot be trained.
+        """The rows of `Scorer.score`.
 
-        Args:
-            indices: positions of the pairs.
-        Raises:
-            OutOfMemoryError: a single pair does not fit.
+        Raises: OutOfMemoryError: a single pair does not fit.
         """
-        from tqdm.auto import tqdm
+        with rows_of_scores(len(indices)) as rows:
+            for block in self.reader.blocks(pairs, indices):
+                rows.add(block, self.budget.score(block.groups, self._compute))
+            return rows.found
 
-        found = np.full((len(indices), 4), np.nan)
-        with tqdm(total=len(indices), desc="Reference scores", unit="pair", disable=not sys.stderr.isatty()) as bar:
-            for start in range(0, len(indices), _PAIRS):
-                part = indices[start : start + _PAIRS]
-                numbered = list(self._groups(pairs, part, start))
-                rows = self.budget.score([group for _, group in numbered], self._compute)
-                if rows:
-                    found[[place for place, _ in numbered]] = rows
-                bar.update(len(part))
-        return found
-
-    def _groups(self, pairs: PairDataset, indices: NDArray[np.int64], start: int) -> Iterator[Numbered]:
-        """The groups of these pairs with their places. Pairs that cannot be trained have no group; the others are found
-        by halving.
-        """
-        try:
-            groups: GroupDataset | None = tokenize_pairs(
-                pairs.select(indices),
-                self.tokenizer,
-                max_length=self.max_length,
-                max_prompt_length=self.max_prompt_length,
-            )[0]
-        except DatasetError:
-            groups = None
-        if groups is not None and len(groups) == len(indices):
-            for place in range(len(indices)):
-                yield start + place, groups[place]
-        elif len(indices) > 1:
-            half = len(indices) // 2
-            yield from self._groups(pairs, indices[:half], start)
-            yield from self._groups(pairs, indices[half:], start + half)
+    def fresh(self, groups: Sequence[TokenizedGroup]) -> dict[bytes, Scores]:
+        """Scores of groups by the addresses of their completions, computed now."""
+        check_token_ids(self.model, int(pack(groups).input_ids.max()))
+        return self.scores.score_groups(self.model, groups, self.device)
 
     def _compute(self, groups: Sequence[TokenizedGroup]) -> list[NDArray[np.float64]]:
         """The scores of groups, from the cache or computed."""
         batch = pack(groups)
         check_token_ids(self.model, int(batch.input_ids.max()))
         batch = batch.to(self.device)
-        return list(torch.stack(list(self.scores(self.model, batch).sides(batch)), dim=1).double().cpu().numpy())
+        return sums(self.scores(self.model, batch), batch)
 
 
 def _device() -> torch.device:

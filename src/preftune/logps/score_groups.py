@@ -43,11 +43,11 @@ class ScoringBudget:
         Raises: OutOfMemoryError if a single group does not fit.
         """
         found: dict[int, Result] = {}
-        for batch in self._batches(groups):
+        for batch in self.batches(groups):
             found |= zip(batch, self._compute([groups[place] for place in batch], score), strict=True)
         return [found[place] for place in range(len(groups))]
 
-    def _batches(self, groups: Sequence[TokenizedGroup]) -> Iterator[list[int]]:
+    def batches(self, groups: Sequence[TokenizedGroup]) -> Iterator[list[int]]:
         """Batches of positions of groups within the budget; a larger group is alone."""
         batch: list[int] = []
         tokens = 0

@@ -2,6 +2,7 @@
 
 `sources` determines choice of the reference model; `store` keeps its scores by content, so that they are never wrong.
 
+    address      what scores of workers are kept under
     fingerprint  addresses of scores; NUMERICS_VERSION
     inventory    lists, prunes and verifies the folder of scores
     moving       a reference that follows the policy
@@ -11,6 +12,7 @@
     store        scores on disk
 """
 
+from preftune.reference.address import Address
 from preftune.reference.fingerprint import Numerics, completion_keys, fingerprint
 from preftune.reference.moving import MovingCopy
 from preftune.reference.scores import ReferenceScores, groups_without_scores
@@ -31,6 +33,7 @@ from preftune.reference.store import ScoreStore
 
 __all__ = [
     "AdapterOff",
+    "Address",
     "AsReceived",
     "ExplicitModel",
     "FrozenCopy",

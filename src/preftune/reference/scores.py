@@ -62,7 +62,7 @@ class ReferenceScores:
         self.hits, self.misses = self.hits + len(keys) - misses, self.misses + misses
         if self.anywhere(bool(missing)):  # another rank's model is a part of this one's
             known |= self.score_groups(model, missing or batch.groups[:1], batch.input_ids.device)
-        return _as_logps([known[key] for key in keys], batch)
+        return as_logps([known[key] for key in keys], batch)
 
     def known(self, batch: PackedBatch) -> GroupLogps | None:
         """Cached scores of the batch, NaN for misses; None if all are misses. Does not count as a
@@ -74,7 +74,7 @@ class ReferenceScores:
             return None
         lengths = [length for group in batch.groups for length in group.scored_lengths]
         missing = [np.full(length, np.nan, np.float32) for length in lengths]
-        return _as_logps([found.get(key, none) for key, none in zip(keys, missing, strict=True)], batch)
+        return as_logps([found.get(key, none) for key, none in zip(keys, missing, strict=True)], batch)
 
     def fresh(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         """Scores computed now, without the cache, on the batch as it is packed; for the self-check."""
@@ -131,7 +131,8 @@ def groups_without_scores(
     return _groups_with_a_miss(groups, keys, look_up(keys))
 
 
-def _as_logps(parts: Sequence[Scores], batch: PackedBatch) -> GroupLogps:
+def as_logps(parts: Sequence[Scores], batch: PackedBatch) -> GroupLogps:
+    """Scores of the completions of a batch, one after the other, on its device."""
     scores = torch.from_numpy(np.concatenate(parts)).to(batch.input_ids.device)
     return GroupLogps(scores, batch.owner_T, batch.completions)
 

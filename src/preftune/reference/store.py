@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from preftune.errors import PreftuneError
 from preftune.storage.cache_folder import make_private
 from preftune.storage.key_value import BUSY_SECONDS, connect, has_mark, select, set_aside
 from preftune.version import __version__
@@ -75,6 +76,14 @@ class ScoreStore:
     def usable(self) -> bool:
         """False once the file could not be read or written. Existing scores may still be read."""
         return not (self._unreadable or self._unwritable)
+
+    def check_kept(self) -> None:
+        """Raises: PreftuneError if scores could not be written."""
+        if not self.usable:
+            raise PreftuneError(
+                "The reference scores could not be kept on the disk. Make room, or set PREFTUNE_CACHE to a folder that "
+                "can be written."
+            )
 
     def close(self) -> None:
         if self._connection is not None and self._process == os.getpid():

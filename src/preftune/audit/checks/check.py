@@ -1,10 +1,14 @@
-"""The base class of the checks. A check gets every pair once, in batches, and then gives its findings."""
+"""The base class of the checks. A check gets the pairs of a block; checks of all blocks, joined in order, give the
+findings.
+"""
 
 from __future__ import annotations
 
+from array import array
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from preftune.audit.finding import Finding, Kind, Places, Rows
 from preftune.audit.opening import Fault, Opened
@@ -76,19 +80,29 @@ class Check:
         return True
 
     def see(self, batch: Sequence[SeenPair], faults: Sequence[Fault]) -> None:
-        """Process a batch: its pairs, and the rows that are not a preference."""
+        """Process a block: its pairs, and the rows that are not a preference."""
         for seen in batch:
             self.take(seen)
 
     def take(self, seen: SeenPair) -> None:
         """Process a pair."""
 
+    def extend(self, other: Self) -> None:
+        """Adds what a check has seen of the rows that follow."""
+        for name, theirs in vars(other).items():
+            if name != "setting":
+                setattr(self, name, _joined(getattr(self, name), theirs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What it has seen, without the setting, as a worker sends it."""
+        return {name: value for name, value in vars(self).items() if name != "setting"}
+
     def add(self, kind: Kind, seen: SeenPair, note: str = "") -> None:
         """Count a pair as a row of a finding."""
         self.rows[kind].add(seen.row, seen.index, note)
 
     def findings(self, pairs: int) -> Iterator[Finding]:
-        """The findings, after all batches.
+        """The findings, after all blocks.
 
         Args:
             pairs: number of pairs.
@@ -103,3 +117,24 @@ class Check:
     def figures(self) -> Mapping[str, Any]:
         """Numbers for tables and plots."""
         return {}
+
+
+def _joined(ours: Any, theirs: Any) -> Any:
+    """What was seen of some rows, and of the rows that follow."""
+    match ours:
+        case bool():
+            return ours
+        case str():
+            return ours or theirs
+        case int():
+            return ours + theirs
+        case Counter():
+            ours.update(theirs)
+        case dict():
+            for key, value in theirs.items():
+                ours[key] = _joined(ours[key], value) if key in ours else value
+        case tuple():
+            return tuple(map(_joined, ours, theirs))
+        case array() | list() | Rows() | Places():
+            ours.extend(theirs)
+    return ours

@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,21 +59,28 @@ class DiversityCheck(Check):
         super().__init__(setting)
         self.drawn: list[tuple[int, tuple[int, ...], str | None]] = []
         """A heap of the drawn prompts: negative hash, buckets of the words, language."""
+        self.new: dict[int, tuple[tuple[str, ...], str]] = {}
+        """Hash of a prompt of the block -> its traits and its text."""
         self.known: set[int] = set()
         self.words: dict[int, Counter[str]] = {}
         self.traits: Counter[str] = Counter()
         self.prompts = 0
 
     def take(self, seen: SeenPair) -> None:
-        if seen.blank or seen.prompt_key in self.known or not seen.prompt.strip():
-            return
-        self.known.add(seen.prompt_key)
-        self.prompts += 1
-        self.traits.update(_traits(seen))
-        order = -(seen.prompt_key & (2**63 - 1))
-        if len(self.drawn) < _MOST or order > self.drawn[0][0]:
-            item = (order, self._buckets(seen.prompt), language_of(seen.prompt[:2000]))
-            (heapq.heappush if len(self.drawn) < _MOST else heapq.heapreplace)(self.drawn, item)
+        if not seen.blank and seen.prompt_key not in self.new and seen.prompt.strip():
+            self.new[seen.prompt_key] = tuple(_traits(seen)), seen.prompt
+
+    def extend(self, other: Self) -> None:
+        for key, (traits, prompt) in other.new.items():
+            if key in self.known:
+                continue
+            self.known.add(key)
+            self.prompts += 1
+            self.traits.update(traits)
+            order = -(key & (2**63 - 1))
+            if len(self.drawn) < _MOST or order > self.drawn[0][0]:
+                item = (order, self._buckets(prompt), language_of(prompt[:2000]))
+                (heapq.heappush if len(self.drawn) < _MOST else heapq.heapreplace)(self.drawn, item)
 
     def _buckets(self, prompt: str) -> tuple[int, ...]:
         words = set(_WORD.findall(prompt.casefold())[:400])
@@ -191,6 +198,7 @@ def _groups(rows: Sequence[tuple[int, ...]]) -> tuple[NDArray[np.int64], NDArray
     places = np.fromiter((bucket for row in rows for bucket in row), np.int64, ends[-1])
     counts = np.bincount(places, minlength=_BUCKETS)
     rarity = np.where((counts >= 2) & (counts < 0.9 * len(rows)), np.log((1 + len(rows)) / (1.0 + counts)), 0.0)
+    rarity *= 1 + 1e-4 * np.random.default_rng(0).random(_BUCKETS)  # else rounding decides between groups that tie
     matrix = csr_matrix((rarity[places], places, ends), shape=(len(rows), _BUCKETS))
     dimensions = min(_DIMENSIONS, len(rows) - 1, int((rarity > 0).sum()) - 1)
     if dimensions < 2:

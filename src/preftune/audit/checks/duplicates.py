@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from preftune.amounts import counted
 from preftune.audit.checks.check import Check, Setting
 from preftune.audit.finding import EXAMPLES, Example, Finding, Kind, Places, Rows
-from preftune.audit.opening import BATCH, Fault
+from preftune.audit.opening import Fault
 from preftune.audit.seen import SeenPair, see
+from preftune.data.pairs.blocks import BLOCK
 from preftune.text_quality.near_duplicates import Signatures, clusters, near_pairs, signatures
 
 _APART = "Keep a prompt on one side: preftune dpo --eval_fraction 0.05 splits by prompt."
@@ -83,6 +84,12 @@ class _Keys(Places):
         self.chosen.append(seen.chosen_key)
         self.rejected.append(seen.rejected_key)
 
+    def extend(self, other: Self) -> None:
+        super().extend(other)
+        self.prompt.extend(other.prompt)
+        self.chosen.extend(other.chosen)
+        self.rejected.extend(other.rejected)
+
     def __len__(self) -> int:
         return len(self.index)
 
@@ -113,6 +120,13 @@ class _Prompts:
         if self.sketch and texts:
             self.parts.append(signatures(texts))
 
+    def extend(self, other: _Prompts, first: int) -> None:
+        """Add the prompts of pairs that follow, whose places start at `first`."""
+        new = [key not in self.places for key in other.places]
+        self.places |= {key: first + place for key, place in other.places.items() if key not in self.places}
+        if self.sketch and any(new):
+            self.parts.append(other.signatures()[new])
+
     def signatures(self) -> Signatures:
         return np.concatenate(self.parts) if self.parts else signatures([])
 
@@ -134,6 +148,10 @@ class DuplicatesCheck(Check):
         self.prompts.add(whole, len(self.keys))
         for seen in whole:
             self.keys.add(seen)
+
+    def extend(self, other: Self) -> None:
+        self.prompts.extend(other.prompts, len(self.keys))
+        self.keys.extend(other.keys)
 
     def findings(self, pairs: int) -> Iterator[Finding]:
         if not len(self.keys):
@@ -215,8 +233,8 @@ class DuplicatesCheck(Check):
     def _answers(self, indices: NDArray[Any]) -> tuple[Signatures, Signatures]:
         """Signatures of the two sides of these pairs, which are read a second time."""
         chosen, rejected = [], []
-        for start in range(0, len(indices), BATCH):
-            seen = [see(pair, index) for index, pair in self.setting.data.at(indices[start : start + BATCH])]
+        for start in range(0, len(indices), BLOCK):
+            seen = [see(pair, index) for index, pair in self.setting.data.at(indices[start : start + BLOCK])]
             chosen.append(signatures(pair.chosen for pair in seen))
             rejected.append(signatures(pair.rejected for pair in seen))
         return np.concatenate(chosen), np.concatenate(rejected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from preftune.audit.checks.check import Check, Setting
@@ -80,7 +81,8 @@ class RowsCheck(Check):
         elif data.refused is not None:
             yield from REFUSED.found(Rows(count=data.rows), of=data.rows, detail=data.refused)
         detail = next((f"Row {row}, {reason}" for row, reason in self.reasons.items()), "")
-        yield from UNREADABLE.found(self.rows[UNREADABLE], of=data.rows, detail=detail, reasons=self.reasons)
+        reasons = dict(islice(self.reasons.items(), _REASONS))
+        yield from UNREADABLE.found(self.rows[UNREADABLE], of=data.rows, detail=detail, reasons=reasons)
         unused = data.pairs.unused if data.pairs is not None else ()
         detail = f"Not used: {listing(unused)}."
         yield from NOT_USED.found(Rows(count=data.rows if unused else 0), of=data.rows, detail=detail)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.cli.flags.ray_flags import add_ray_options, open_pool
 from preftune.errors import RequestError, did_you_mean
 
 if TYPE_CHECKING:
     from preftune.audit import Audit, Finding, Setting
     from preftune.audit.opening import Opened
     from preftune.audit.run import Progress
+    from preftune.audit.scoring import PairReader, ReferenceScorer
+    from preftune.workers import Pool
 
 PROG = "preftune audit"
 DEFAULT_OUTPUT = "runs/audit"
@@ -35,11 +39,16 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune audit` and returns its exit code: 1 if `--fail-on` names something that was found."""
     asked = _parser().read(argv)
     failing = _failing(asked.fail_on)
-    setting = _setting(asked)
-    with _progress(setting) as progress:
+    with ExitStack() as opened:
+        pool = open_pool(asked, opened)
+        setting = _setting(asked, pool, opened)
+        team = None
+        if pool is not None:
+            team = opened.enter_context(closing(pool.team(partial(_work, asked, setting.data.name), gpu=False)))
+        progress = opened.enter_context(_progress(setting))
         from preftune.audit import audit
 
-        result = audit(setting, progress=progress)
+        result = audit(setting, team=team, progress=progress)
     folder = Path(asked.output or default_output(asked.data)).expanduser()
     written = _write(result, folder)
     if asked.json:
@@ -93,6 +102,7 @@ def _parser() -> PlainParser:
         metavar="WHAT",
         help="exit with 1 if found: error, warning (and errors), or names: contradictions,...",
     )
+    add_ray_options(parser)
     return parser
 
 
@@ -115,10 +125,8 @@ def _failing(asked: str | None) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(severities), frozenset(names)
 
 
-def _setting(asked: argparse.Namespace) -> Setting:
+def _setting(asked: argparse.Namespace, pool: Pool | None, opened: ExitStack) -> Setting:
     """Checks the whole request before the pairs are read."""
-    from preftune.audit import Setting
-
     tokenizer_name = asked.tokenizer or asked.model
     for flag in ("max_length", "max_prompt_length"):
         if getattr(asked, flag) is not None and tokenizer_name is None:
@@ -130,22 +138,22 @@ def _setting(asked: argparse.Namespace) -> Setting:
         raise RequestError("--load_in_4bit is for --with_reference; without it no weights are loaded. Leave it out.")
     if asked.eval_split is not None and asked.eval is None:
         raise RequestError("--eval_split is the split of the evaluation data. Name them with --eval DATA2.")
-    max_length = DEFAULT_MAX_LENGTH if asked.max_length is None else asked.max_length
     if tokenizer_name is not None:
         from preftune.data.tokens.tokenize import Limits
 
-        Limits(max_length, asked.max_prompt_length)  # refuses impossible ones
+        Limits(_max_length(asked), asked.max_prompt_length)  # refuses impossible ones
     names = column_names(asked.columns)
     data = _open(asked.data, asked.split, names, asked)
     held_out = None if asked.eval is None else _open(asked.eval, asked.eval_split or "train", names, asked)
-    setting = Setting(
-        data,
-        held_out=held_out,
-        near_duplicates=asked.near_duplicates == "on",
-        max_prompt_length=asked.max_prompt_length,
-    )
-    if tokenizer_name is not None:
-        _add_tokenizer(setting, tokenizer_name, max_length, asked)
+    setting = _how(asked, data, held_out)
+    if asked.with_reference:
+        if pool is None:
+            setting.scorer = _scorer(asked)
+        else:
+            from preftune.audit.scoring_by_team import TeamScorer, scoring_work
+
+            team = opened.enter_context(closing(pool.team(partial(scoring_work, partial(_scorer, asked)), gpu=True)))
+            setting.scorer = TeamScorer(asked.model, _reader(asked), team)
     return setting
 
 
@@ -158,26 +166,61 @@ def _open(name: str, split: str, columns: dict[str, str | None] | None, asked: a
     return data
 
 
-def _add_tokenizer(setting: Setting, name: str, max_length: int, asked: argparse.Namespace) -> None:
-    from preftune.data.tokens.encode import Encoder
-    from preftune.data.tokens.shorten import shortening
+def _how(asked: argparse.Namespace, data: Opened, held_out: Opened | None = None) -> Setting:
+    """The setting without a scorer."""
+    from preftune.audit import Setting
+
+    setting = Setting(
+        data,
+        held_out=held_out,
+        near_duplicates=asked.near_duplicates == "on",
+        max_prompt_length=asked.max_prompt_length,
+    )
+    name = asked.tokenizer or asked.model
+    if name is not None:
+        from preftune.data.tokens.encode import Encoder
+        from preftune.data.tokens.shorten import shortening
+
+        tokenizer, setting.max_length = _tokenizer(asked), _max_length(asked)
+        setting.encoder, setting.tokenizer_name = Encoder(tokenizer), name
+        setting.encoder.shorten = shortening(tokenizer, max(_COUNTED, setting.max_length))
+    return setting
+
+
+def _work(asked: argparse.Namespace, name: str) -> Callable[[Any], Any]:
+    """What a worker does: the checks of a block.
+
+    Args:
+        name: of the data.
+    """
+    from preftune.audit.opening import Opened
+    from preftune.audit.run import looking
+
+    return looking(lambda: _how(asked, Opened(name, 0, None)))
+
+
+def _max_length(asked: argparse.Namespace) -> int:
+    return DEFAULT_MAX_LENGTH if asked.max_length is None else int(asked.max_length)
+
+
+def _tokenizer(asked: argparse.Namespace) -> Any:
     from preftune.models.load import load_tokenizer
 
-    tokenizer = load_tokenizer(name, trust_remote_code=asked.trust_remote_code)
-    setting.encoder, setting.tokenizer_name = Encoder(tokenizer), name
-    setting.encoder.shorten = shortening(tokenizer, max(_COUNTED, max_length))
-    setting.max_length = max_length
-    if asked.with_reference:
-        from preftune.audit.scoring import ReferenceScorer
+    return load_tokenizer(asked.tokenizer or asked.model, trust_remote_code=asked.trust_remote_code)
 
-        setting.scorer = ReferenceScorer(
-            asked.model,
-            tokenizer,
-            max_length=max_length,
-            max_prompt_length=asked.max_prompt_length,
-            load_in_4bit=asked.load_in_4bit,
-            trust_remote_code=asked.trust_remote_code,
-        )
+
+def _reader(asked: argparse.Namespace) -> PairReader:
+    from preftune.audit.scoring import PairReader
+
+    return PairReader(_tokenizer(asked), _max_length(asked), asked.max_prompt_length)
+
+
+def _scorer(asked: argparse.Namespace) -> ReferenceScorer:
+    from preftune.audit.scoring import ReferenceScorer
+
+    return ReferenceScorer(
+        asked.model, _reader(asked), load_in_4bit=asked.load_in_4bit, trust_remote_code=asked.trust_remote_code
+    )
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +15,12 @@ from numpy.typing import NDArray
 from preftune.data.conversion.filters import Facts, Filters, is_blank
 from preftune.data.conversion.use_case import UseCase
 from preftune.data.conversion.write import Part, Shape, part_of
+from preftune.data.pairs.blocks import Here, Rows
 from preftune.data.pairs.canonical_row import canonical_row, reads_back, with_json_texts
-from preftune.data.pairs.dataset import PairDataset
-from preftune.data.pairs.row_reader import Attempt, RowReader
-from preftune.data.row_dataset import rows_of
+from preftune.data.pairs.row_reader import Attempt
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
 
-BLOCK = 1000
 EXAMPLES = 5
 
 
@@ -48,33 +45,6 @@ class Seen:
         self.topics.update(other.topics)
 
 
-class Rows(NamedTuple):
-    """Rows of a dataset as they are sent to a worker."""
-
-    reader: RowReader
-    table: Any
-    """Of Arrow, with the columns that pairs are made from."""
-    features: Any
-    """Of `datasets`, which decode the table."""
-    numbers: Sequence[int]
-    raw: Mapping[int, Mapping[str, Any]] | None
-    """The rows with all their columns by number, where conditions need them."""
-
-    def attempts(self) -> Iterator[Attempt]:
-        columns = self.features.decode_batch(self.table.to_pydict())
-        for number, row in zip(self.numbers, rows_of(columns), strict=True):
-            yield self.reader.attempt(row, number)
-
-
-class Here(NamedTuple):
-    """Rows that are read in this process."""
-
-    read: Sequence[Attempt]
-
-    def attempts(self) -> Iterator[Attempt]:
-        yield from self.read
-
-
 class Kept(NamedTuple):
     """Which rows of a block are written, and how."""
 
@@ -84,24 +54,6 @@ class Kept(NamedTuple):
     held_out: NDArray[np.bool_]
     shape: Shape
     parquet: bool
-
-
-def blocks_here(attempts: Iterator[Attempt]) -> Iterator[Here]:
-    """The attempts of a dataset in blocks."""
-    while read := list(islice(attempts, BLOCK)):
-        yield Here(read)
-
-
-def blocks_to_send(pairs: PairDataset, *, with_raw: bool) -> Iterator[Rows]:
-    """The rows of a dataset in blocks, as Arrow tables."""
-    rows = pairs.rows.select_columns(pairs.columns_of_attempts())
-    raw = pairs.raw.with_format(None) if with_raw else None
-    start = 0
-    for table in rows.with_format("arrow").iter(batch_size=BLOCK):
-        numbers = [pairs.number(start + place) for place in range(len(table))]
-        start += len(table)
-        whole = None if raw is None else {number: raw[number] for number in numbers}
-        yield Rows(pairs.reader, table, rows.features, numbers, whole)
 
 
 def look(block: Rows | Here, leaves: Callable[[PreferencePair], str | None], *, near: bool, parquet: bool) -> Seen:

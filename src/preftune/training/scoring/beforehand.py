@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from preftune.errors import ConfigError, PreftuneError
+from preftune.errors import ConfigError
 from preftune.log import take_notes
-from preftune.reference import ScoreStore
 from preftune.training.record.run_record import parts
 
 
@@ -67,7 +66,7 @@ def score_beforehand(trainer: Any) -> Scored:
     trainer.before_first_step(resumed=False)
     take_notes()
     store = reference.store
-    check_kept(store)
+    store.check_kept()
     rows = sum(len(part) for part in [*parts(trainer.train_dataset), *parts(trainer.eval_dataset)])
     computed = _of_all(trainer, reference.beforehand)
     return Scored(rows, computed, reference.source.description, store.path, draws_answers(trainer.args))
@@ -76,15 +75,6 @@ def score_beforehand(trainer: Any) -> Scored:
 def draws_answers(args: Any) -> bool:
     """Whether a training scores answers that it draws in each step: the baseline of KTO's loss."""
     return bool(args.loss_type == "kto")
-
-
-def check_kept(store: ScoreStore) -> None:
-    """Raises: PreftuneError if scores could not be written."""
-    if not store.usable:
-        raise PreftuneError(
-            "The reference scores could not be kept on the disk. Make room, or set PREFTUNE_CACHE to a folder that can "
-            "be written."
-        )
 
 
 def _of_all(trainer: Any, count: int) -> int:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from preftune.data import GroupDataset
-from preftune.errors import RequestError
-from preftune.reference import ScoreStore, completion_keys, groups_without_scores
+from preftune.reference import Address, ScoreStore, completion_keys, groups_without_scores
 from preftune.reference.store import Scores
-from preftune.storage.cache_folder import cache_folder
-from preftune.training.scoring.beforehand import Scored, check_kept, draws_answers
+from preftune.training.scoring.beforehand import Scored, draws_answers
 from preftune.training.setup.reference import without_scores
 from preftune.training.step.collate import shortest
 from preftune.training.step.memory import score_in_parts
@@ -33,15 +31,6 @@ def probes(dataset: GroupDataset) -> list[TokenizedGroup]:
     return [dataset[row] for row in shortest(dataset.lengths, 4)]
 
 
-class Address(NamedTuple):
-    """Under what a worker's scores are kept."""
-
-    fingerprint: str
-    numerics: str
-    note: tuple[tuple[str, str], ...]
-    reference: str
-
-
 def scoring_work(trainer: Any) -> Callable[[Batches], tuple[Address, dict[bytes, Scores]]]:
     """What a worker does: the scores of the completions of some batches, and their address.
 
@@ -50,7 +39,7 @@ def scoring_work(trainer: Any) -> Callable[[Batches], tuple[Address, dict[bytes,
     """
     reference = trainer.reference
     store, reference.store = reference.store, None  # the caller keeps the scores
-    address = Address(store.address[0], store.address[1], tuple(store.note.items()), reference.source.description)
+    address = Address.of(store, reference)
     trainer.before_first_step(resumed=False)
 
     def work(batches: Batches) -> tuple[Address, dict[bytes, Scores]]:
@@ -76,32 +65,17 @@ def score_on_team(team: Team, datasets: Sequence[GroupDataset], args: Any) -> Sc
     Raises: RequestError if workers compute differently; PreftuneError if the scores cannot be kept.
     """
     ((_, (address, _)),) = team.compute([[]])
-    store = ScoreStore(
-        cache_folder() / "reference",
-        fingerprint=address.fingerprint,
-        numerics=address.numerics,
-        note=dict(address.note),
-    )
+    store = address.open()
     size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
     rows, computed = sum(map(len, datasets)), 0
     sent: set[bytes] = set()
     with tqdm(total=rows, desc="Reference scores", unit="row", disable=None) as bar:
         for _, (other, scores) in team.compute(_blocks(store, sent, datasets, size, bar.update)):
-            if other.fingerprint != address.fingerprint:
-                raise RequestError(
-                    "The workers do not have the same reference: the model has other weights on some machines under "
-                    "the same name. Put one copy where all machines read it, or name a revision on the hub."
-                )
-            if other.numerics != address.numerics:
-                raise RequestError(
-                    "The workers do not compute alike: their scores have the addresses "
-                    f"{address.numerics} and {other.numerics} ({dict(address.note)}, {dict(other.note)}). Use workers "
-                    "with the same kind of device and the same versions."
-                )
+            address.check(other)
             store.put(scores)
             sent.difference_update(scores)
             computed += len(scores)
-    check_kept(store)
+    store.check_kept()
     return Scored(rows, computed, address.reference, store.path, draws_answers(args))
 
 
