@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from preftune.logps.batch import GroupLogps, PackedBatch, pack
 from preftune.logps.engine import Engine
@@ -48,6 +48,8 @@ class ReferenceScores:
         self.anywhere = anywhere
         self.memory = RunScores()
         """Scores of sources that cannot score again; the store may be off, or may be pruned meanwhile."""
+        self.ahead: dict[bytes, Scores] = {}
+        """Scores of this step that `fresh_with_own` has computed before the batch asks for them."""
         self.hits = 0
         self.misses = 0
         self.beforehand = 0
@@ -56,9 +58,11 @@ class ReferenceScores:
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         """Scores of all completions of the batch, on its device, float32."""
         keys = _keys_of(batch.groups)
-        known = self._look_up(keys)
+        new = {key: self.ahead.pop(key) for key in set(keys) if key in self.ahead}
+        known = self._look_up([key for key in keys if key not in new])
+        misses = sum(key not in known for key in keys)
+        known |= new
         missing = _groups_with_a_miss(batch.groups, keys, known)
-        misses = sum(k not in known for k in keys)
         self.hits, self.misses = self.hits + len(keys) - misses, self.misses + misses
         if self.anywhere(bool(missing)):  # another rank's model is a part of this one's
             known |= self.score_groups(model, missing or batch.groups[:1], batch.input_ids.device)
@@ -85,6 +89,7 @@ class ReferenceScores:
     def forget(self) -> None:
         """Discards the cached scores, because they differ from the reference's."""
         self.memory.clear()
+        self.ahead.clear()
         if self.store is not None:
             self.store.discard("its scores are not those of the reference")
 
@@ -106,17 +111,34 @@ class ReferenceScores:
     ) -> dict[bytes, Scores]:
         """Scores groups with the source, whether they are known or not, and keeps the scores."""
         batch = pack(groups).to(device)
-        with self.autocast():
-            flat = self.source.score(model, batch, self.engine).float().cpu().numpy()
+        scores = dict(zip(_keys_of(groups), self._parts(self.fresh(model, batch), groups), strict=True))
+        self._keep(scores)
+        return scores
+
+    def fresh_with_own(self, model: nn.Module, groups: Sequence[TokenizedGroup], device: torch.device) -> Tensor:
+        """Scores of the first completion of each group, computed now, shape (groups,). Those of its other completions,
+        which share the prompt, are computed with them and kept for their batch.
+        """
+        batch = pack(groups).to(device)
+        scores = self.fresh(model, batch)
+        firsts = np.cumsum([0, *(len(group.completions) for group in groups)])[:-1].tolist()
+        of_all = zip(_keys_of(groups), self._parts(scores, groups), strict=True)
+        own = dict(one for place, one in enumerate(of_all) if place not in set(firsts))
+        self.ahead |= own
+        self._keep(own)
+        return scores.sum_K[firsts]
+
+    @staticmethod
+    def _parts(scores: GroupLogps, groups: Sequence[TokenizedGroup]) -> list[Scores]:
+        """The scores of each completion."""
         lengths = [length for group in groups for length in group.scored_lengths]
-        parts = np.split(flat, np.cumsum(lengths)[:-1])
-        keys = _keys_of(groups)
-        scores = dict(zip(keys, parts, strict=True))
+        return np.split(scores.token_logps_T.float().cpu().numpy(), np.cumsum(lengths)[:-1])
+
+    def _keep(self, scores: dict[bytes, Scores]) -> None:
         if self.store is not None:
             self.store.put(scores)
         if not self.source.live:  # the store may be lost or cleaned while the run goes on
             self.memory.put(scores)
-        return scores
 
 
 def groups_without_scores(

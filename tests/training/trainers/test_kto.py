@@ -97,6 +97,31 @@ def test_a_reference_that_no_one_else_holds_scores_the_mismatched_answers(named,
     assert losses[False] == losses[True]
 
 
+def test_the_reference_reads_a_prompt_once_a_step(tmp_path, monkeypatch):
+    """Its own answer and the one to another prompt share it; in the second epoch the own score is known."""
+    trainer = made(tmp_path, data=answers(8), max_steps=4, per_device_train_batch_size=4)
+    read = []
+    score = trainer.reference.source.score
+
+    def reading(model, batch, engine):
+        if trainer.state.global_step or read:
+            read.append([len(group.completions) for group in batch.groups])
+        return score(model, batch, engine)
+
+    def first(*args, **kwargs):
+        read.append([])  # what the checks of the first step read is not counted
+        return measure(*args, **kwargs)
+
+    measure = trainer._measure
+    monkeypatch.setattr(trainer.reference.source, "score", reading)
+    monkeypatch.setattr(trainer, "_measure", first)
+    hits = history(trainer, "reference/cache_hits")
+    assert [one for one in read if one] == [[2] * 4, [2] * 4, [1] * 4, [1] * 4]
+    assert hits == [0.0, 0.0, 1.0, 1.0]
+    assert trainer.result_facts()["reference_scores"] == {"computed": 8, "from_cache": 8}
+    assert not trainer.reference.ahead
+
+
 def test_evaluation_does_not_depend_on_the_batch_size(tmp_path):
     results = []
     for size in (1, 8):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from preftune.logps import pack
 from preftune.models.positions import positions_of
-from preftune.reference import inference
+from preftune.reference import ReferenceScores, inference
 from preftune.training.protocol import ReferencedTrainerView
 from preftune.training.step.memory import score_in_parts
 from preftune.types import TokenizedGroup
@@ -77,17 +77,38 @@ def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, batches: Seque
     own = [place for place, (rank, _) in enumerate(dealt) if rank == trainer.args.process_index]
     everyones = [group for _, group in dealt]
     limits = [limit for limit in (trainer.args.max_length, positions_of(model)) if limit is not None]
-    asked = mismatched(everyones, own, longest=min(limits, default=None))
+    trainer.reference.ahead.clear()
+    asked = [
+        _with_own(other, everyones[place], trainer.reference)
+        for place in own
+        for other in mismatched(everyones, [place], longest=min(limits, default=None))
+    ]
 
     def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
-        batch = pack(part).to(trainer.args.device)
-        reference = trainer.reference.fresh(model, batch)  # before the policy: it may exchange weights
+        device = trainer.args.device
+        reference_K = trainer.reference.fresh_with_own(model, part, device)  # before the policy: may exchange weights
         with trainer.autocast(), inference(model):
-            policy = trainer.engine(model, batch)
-        return list(policy.sum_K - reference.sum_K)
+            policy = trainer.engine(model, pack([_first(group) for group in part]).to(device))
+        return list(policy.sum_K - reference_K)
 
     found = [float(one) for parts in score_in_parts(trainer, asked, score, work="reference") for one in parts]
     totals = torch.tensor([sum(found), float(len(found))], device=trainer.args.device)
     if trainer.args.world_size > 1:
         totals = trainer.accelerator.reduce(totals, "sum")
     return max(0.0, float(totals[0] / totals[1].clamp(min=1)))
+
+
+def _with_own(other: TokenizedGroup, own: TokenizedGroup, reference: ReferenceScores) -> TokenizedGroup:
+    """A prompt with the answer to another one, and with its own answers where the reference has not scored them: the
+    prompt is then computed once for both.
+    """
+    if not reference.missing([own]):
+        return other
+    spans = [group.spans(place) for group in (other, own) for place in range(len(group.completions))]
+    completions = (*other.completions, *own.completions)
+    return TokenizedGroup(own.prompt_ids, completions, (), id=own.id, scored=tuple(map(tuple, spans)))
+
+
+def _first(group: TokenizedGroup) -> TokenizedGroup:
+    """The group with its first completion only."""
+    return TokenizedGroup(group.prompt_ids, group.completions[:1], (), id=group.id, scored=group.scored[:1])
