@@ -65,7 +65,7 @@ def main() -> None:
     }
     text = json.dumps(result, indent=1)
     Path(options.output, "result.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    print(text, table(result), sep="\n")
 
 
 def compare(test: Any, rewards: Any) -> dict[str, Any]:
@@ -89,6 +89,27 @@ def compare(test: Any, rewards: Any) -> dict[str, Any]:
         "agreement_with_choosing_the_longer": round(sum(agrees) / len(agrees), 3),
         "mean_margin": round(float((rewards[:, 0] - rewards[:, 1]).mean()), 4),
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The table of the README."""
+    shorter = result["pairs_where_the_shorter_won"]
+    rows = {
+        "the trained model's rewards": "accuracy",
+        "choose the longer answer": "accuracy_of_choosing_the_longer",
+        "difference, points": "above_choosing_the_longer",
+        f"the trained model, where people preferred the shorter answer ({shorter} pairs)": (
+            "accuracy_where_the_shorter_won"
+        ),
+    }
+    lines = ["| | accuracy | 95% interval, clustered by prompt |", "|---|---|---|"]
+    for name, key in rows.items():
+        value, low, high = (100 * result[key][part] for part in ("value", "low", "high"))
+        if key == "above_choosing_the_longer":
+            lines.append(f"| {name} | {value:+.1f} | {low:+.1f} to {high:+.1f} |")
+        else:
+            lines.append(f"| {name} | {value:.1f}% | {low:.1f}-{high:.1f} |")
+    return "\n".join(lines)
 
 
 def interval(value: Any) -> dict[str, float]:

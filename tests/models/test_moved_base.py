@@ -11,9 +11,10 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from preftune.errors import ModelError
-from preftune.generation.lazy_model import ModelSource
+from preftune.generation.lazy_model import ModelSource, contents
 from preftune.models import load_model, load_tokenizer, merge
 from preftune.models.classifier import load_classifier
+from preftune.models.locate import Location
 from saved_reward import save_reward
 from tests.cli.command import pairs_file, preftune
 from tiny import save_tiny, tiny_tokenizer
@@ -94,3 +95,15 @@ def test_every_command_says_the_same_and_takes_the_flag(command, moved, preftune
     if command in ("dpo", "sft"):
         saved = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
         assert saved["base_model_name_or_path"] == new, "the next command finds it"
+
+
+def test_another_template_of_the_tokenizer_is_another_model(tmp_path) -> None:
+    """Rows with tools are rendered with `additional_chat_templates/tool_use.jinja`."""
+    folder = Path(save_tiny(tmp_path / "model"))
+    before = contents(Location("folder", str(folder)))
+    file = folder / "additional_chat_templates" / "tool_use.jinja"
+    file.parent.mkdir()
+    file.write_text("{{ messages }}", encoding="utf-8")
+    added = contents(Location("folder", str(folder)))
+    file.write_text("{{ messages }}!", encoding="utf-8")
+    assert len({before, added, contents(Location("folder", str(folder)))}) == 3

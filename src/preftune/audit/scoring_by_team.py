@@ -11,8 +11,7 @@ from preftune.audit.scoring import Block, PairReader, ReferenceScorer, rows_of_s
 from preftune.data.pairs.dataset import PairDataset
 from preftune.logps import pack
 from preftune.logps.score_groups import ScoringBudget
-from preftune.reference import Address, ScoreStore, completion_keys, groups_without_scores
-from preftune.reference.scores import as_logps
+from preftune.reference import Address, ScoreStore, as_logps, completion_keys, groups_without_scores
 from preftune.reference.store import Scores
 from preftune.types import TokenizedGroup
 from preftune.workers import Team

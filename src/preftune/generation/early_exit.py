@@ -7,7 +7,7 @@ key-value cache, and so on. The tokens are the same up to the rounding of a smal
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from preftune.generation.shared_prompts import can_leave, shared_prompts
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, LogitsProcessor
 
     from preftune.generation.seeded_sampling import RowDraws
 
@@ -54,6 +54,7 @@ def generate_in_rounds(
     *,
     ends: AbstractSet[int],
     draws: RowDraws | None = None,
+    last: Sequence[LogitsProcessor] = (),
 ) -> list[list[int]]:
     """New tokens of each row up to and with its end, or `config.max_new_tokens` of them.
 
@@ -62,6 +63,7 @@ def generate_in_rounds(
         config: greedy, or that of `draws`.
         ends: the tokens that end a row.
         draws: samples the tokens.
+        last: processors after those of `draws`.
     """
     whole = config.max_new_tokens
     config = copy.deepcopy(config)
@@ -72,8 +74,8 @@ def generate_in_rounds(
     while alive and done < whole:
         config.max_new_tokens = whole - done if cache is None and done else min(ROUND, whole - done)
         options: dict[str, Any] = {} if cache is None else {"past_key_values": cache}
-        if draws is not None:
-            options["logits_processor"] = draws.processors(alive)
+        if draws is not None or last:
+            options["logits_processor"] = [*(draws.processors(alive) if draws is not None else ()), *last]
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, generation_config=config, **options)
         made = output.sequences[:, input_ids.shape[1] :]
         done += made.shape[1]

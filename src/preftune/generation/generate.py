@@ -230,11 +230,10 @@ def generate_batch(
         processor: makes a logits processor, given the attention mask of the padded prompts. It needs `seeds`.
         tokenizer: finds the `stop_strings` of the config.
     """
-    import torch
-
     from preftune.generation import early_exit as rounds
-    from preftune.generation.seeded_sampling import RowDraws
+    from preftune.generation.seeded_sampling import OfFirstRank, RowDraws
     from preftune.generation.shared_prompts import begins_at_the_prompt, has_virtual_tokens
+    from preftune.models.shards import is_sharded
 
     lengths = {len(ids) for ids in token_ids}
     if len(lengths) > 1 and has_virtual_tokens(model):
@@ -247,21 +246,20 @@ def generate_batch(
             rows |= dict(zip(places, made, strict=True))
         return [rows[place] for place in range(len(token_ids))]
     width = max(lengths)
-    input_ids = torch.full((len(token_ids), width), config.pad_token_id, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, ids in enumerate(token_ids):
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        attention_mask[row, width - len(ids) :] = 1
     device = model.get_input_embeddings().weight.device
-    input_ids, attention_mask = input_ids.to(device), attention_mask.to(device)
+    input_ids, attention_mask = _padded(token_ids, width, config.pad_token_id, device)
     first = () if processor is None else (processor(attention_mask),)
     draws = None if seeds is None else RowDraws(config, seeds, width=width, device=device, first=first)
     config = config if draws is None else draws.config
+    last = [OfFirstRank()] if is_sharded(model) else []
     if processor is None and rounds.serves(config) and not begins_at_the_prompt(model):
         ends = _end_ids(config)
         with _usable_config():
-            return rounds.generate_in_rounds(model, input_ids, attention_mask, config, ends=ends, draws=draws)
-    options: dict[str, Any] = {} if draws is None else {"logits_processor": draws.processors()}
+            return rounds.generate_in_rounds(
+                model, input_ids, attention_mask, config, ends=ends, draws=draws, last=last
+            )
+    processors = [*(draws.processors() if draws is not None else ()), *last]
+    options: dict[str, Any] = {"logits_processor": processors} if processors else {}
     if config.stop_strings:
         options["tokenizer"] = tokenizer
     with _usable_config():
@@ -270,6 +268,18 @@ def generate_batch(
         )
     new_ids: list[list[int]] = output[:, width:].tolist()
     return new_ids
+
+
+def _padded(token_ids: Sequence[Sequence[int]], width: int, pad: Any, device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, shape (rows, width), padded on the left."""
+    import torch
+
+    input_ids = torch.full((len(token_ids), width), pad, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, ids in enumerate(token_ids):
+        input_ids[row, width - len(ids) :] = torch.tensor(ids)
+        attention_mask[row, width - len(ids) :] = 1
+    return input_ids.to(device), attention_mask.to(device)
 
 
 @contextmanager
@@ -317,6 +327,7 @@ def generating(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed:
     import torch
 
     from preftune.models.precision import mixed_dtype
+    from preftune.models.shards import as_generated, is_sharded
 
     device = model.get_input_embeddings().weight.device
     dtype = mixed_dtype(model) if autocast == "auto" else autocast
@@ -330,7 +341,9 @@ def generating(model: Any, autocast: torch.dtype | Literal["auto"] | None, seed:
             torch.random.fork_rng(
                 devices=cards, enabled=seed is not None, device_type=device.type if cards else "cuda"
             ),
-            torch.inference_mode(),
+            # weights that are gathered in inference mode could not be trained afterwards
+            torch.no_grad() if is_sharded(model) else torch.inference_mode(),
+            as_generated(model),
             torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
         ):
             if seed is not None:

@@ -179,6 +179,7 @@ def _files(path: Path) -> Iterator[Path]:
         named = file.name in (*_SHAPING, *_SHAPING_MORE, *_VOCABULARIES) or file.suffix in _SHAPING_ENDS
         if weights or (named and file.is_file()):
             yield file
+    yield from sorted((path / "additional_chat_templates").glob("*.jinja"))
 
 
 def _commit(place: Location) -> str:

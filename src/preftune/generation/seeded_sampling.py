@@ -116,6 +116,15 @@ def _shaping(config: GenerationConfig, device: Any) -> list[LogitsProcessor]:
     return made
 
 
+class OfFirstRank(LogitsProcessor):
+    """The scores of the first rank on all ranks, so that they generate the same tokens in equally many passes."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.contiguous()
+        torch.distributed.broadcast(scores, src=0)
+        return scores
+
+
 class GeometricMixture(LogitsProcessor):
     """Logits of `p(v)^(1 - weight) q(v)^weight / Z`, where p is the model that generates and q another one. Munos et
     al. 2023 (arXiv:2312.00886), section 7.1.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,34 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+@contextmanager
+def as_generated(model: Any) -> Iterator[None]:
+    """A sharded model as `generate` needs it, without gradients: what is in none of its layers stays whole, because an
+    adapter's `generate` calls the model inside of the one that gathers these weights. Layers gather themselves.
+
+    All ranks must generate the same at the same time.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    sharded: Any = model
+    token = torch.zeros(1, 1, dtype=torch.int64, device=sharded.get_input_embeddings().weight.device)
+    hook = sharded.register_forward_hook(lambda *_: sharded.unshard())
+    try:
+        with torch.no_grad():
+            sharded(input_ids=token)  # so that the hook gathers, after a forward pass as FSDP2 wants it first
+            yield
+    finally:
+        hook.remove()
+        sharded.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@
 from preftune.reference.address import Address
 from preftune.reference.fingerprint import Numerics, completion_keys, fingerprint
 from preftune.reference.moving import MovingCopy
-from preftune.reference.scores import ReferenceScores, groups_without_scores
+from preftune.reference.scores import ReferenceScores, as_logps, groups_without_scores
 from preftune.reference.sources import (
     AdapterOff,
     AsReceived,
@@ -44,6 +44,7 @@ __all__ = [
     "ScoreStore",
     "Source",
     "adapters_off",
+    "as_logps",
     "as_received_without_adapters",
     "choose_source",
     "completion_keys",

@@ -49,7 +49,7 @@ class ReferenceScores:
         self.memory = RunScores()
         """Scores of sources that cannot score again; the store may be off, or may be pruned meanwhile."""
         self.ahead: dict[bytes, Scores] = {}
-        """Scores of this step that `fresh_with_own` has computed before the batch asks for them."""
+        """Scores of this step that `fresh_keeping` has computed before the batch asks for them."""
         self.hits = 0
         self.misses = 0
         self.beforehand = 0
@@ -115,18 +115,21 @@ class ReferenceScores:
         self._keep(scores)
         return scores
 
-    def fresh_with_own(self, model: nn.Module, groups: Sequence[TokenizedGroup], device: torch.device) -> Tensor:
-        """Scores of the first completion of each group, computed now, shape (groups,). Those of its other completions,
-        which share the prompt, are computed with them and kept for their batch.
+    def fresh_keeping(
+        self, model: nn.Module, groups: Sequence[TokenizedGroup], kept: Sequence[bool], device: torch.device
+    ) -> Tensor:
+        """Scores of all completions, computed now, shape (K,).
+
+        Args:
+            kept: for each completion, whether its score is kept for its batch.
         """
         batch = pack(groups).to(device)
         scores = self.fresh(model, batch)
-        firsts = np.cumsum([0, *(len(group.completions) for group in groups)])[:-1].tolist()
-        of_all = zip(_keys_of(groups), self._parts(scores, groups), strict=True)
-        own = dict(one for place, one in enumerate(of_all) if place not in set(firsts))
+        of_all = zip(_keys_of(groups), self._parts(scores, groups), kept, strict=True)
+        own = {key: part for key, part, keeps in of_all if keeps}
         self.ahead |= own
         self._keep(own)
-        return scores.sum_K[firsts]
+        return scores.sum_K
 
     @staticmethod
     def _parts(scores: GroupLogps, groups: Sequence[TokenizedGroup]) -> list[Scores]:

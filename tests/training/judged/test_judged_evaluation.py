@@ -229,7 +229,6 @@ def test_other_trainers_on_given_data(method: str, tmp_path: Path) -> None:
         ({"eval_prompts": "1"}, "give at least 2"),
         ({"eval_max_new_tokens": 0}, "eval_max_new_tokens=0 must be at least 1"),
         ({"eval_judge": "shortr"}, "Did you mean 'shorter'"),
-        ({"fsdp": "full_shard"}, "no rank has the whole weights under fsdp"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
+import pytest
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 import preftune
 from preftune.models.shards import local, whole
+from preftune.storage.jsonl import read_lines
 from tests.training.dpo_runs import lora_model
+from tests.training.guard.guard_runs import looks, pay_for_everything
 from tests.training.trainers.one_of_two_kto_ranks import answers
 from tests.training.trainers.one_of_two_sft_reward_ranks import demonstrations, weighted
 from tests.training.two_ranks import OVER_GLOO, SETTINGS, leave
@@ -133,6 +136,29 @@ def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
     }
 
 
+JUDGING = {"eval_judge": "shorter", "eval_prompts": "4", "eval_max_new_tokens": 8, "eval_strategy": "steps"}
+
+
+def answering(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
+    """What guard and judge see of the answers at each step, and again when the run is continued."""
+    seen: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        pay_for_everything(patch)
+        for steps, resume in ((2, None), (3, "checkpoint-2")):
+            options = {**JUDGING, "eval_steps": 1, "guard": "warn", "save_strategy": "steps", "save_steps": 1}
+            trainer = made(case, folder / "answers", ranks=ranks, max_steps=steps, allow_changed=True, **options)
+            output = Path(trainer.args.output_dir)
+            trainer.train(resume_from_checkpoint=resume and str(output / resume))
+            seen[f"{steps} steps"] = {
+                name: [{k: v for k, v in line.items() if "seconds" not in k and k != "time"} for line in found]
+                for name in ("samples.jsonl", "eval_answers.jsonl")
+                if (found := list(read_lines(output / name)))
+            }
+            seen[f"{steps} looks"] = looks(output)
+            seen[f"{steps} on"] = json.loads((output / "run.json").read_text())["guard"]["on"]
+    return seen
+
+
 def out_of_memory(folder: Path) -> str:
     """What a run says whose first forward pass that trains does not fit, on both ranks."""
     trainer = made("full", folder / "tight", ranks=2, per_device_train_batch_size=2)
@@ -172,6 +198,7 @@ def main(folder: Path) -> None:
             name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad
         }
         result[f"{case}, in parts"] = in_parts(case, folder)
+        result[f"{case}, answers"] = answering(case, folder, ranks=2)
     result["out of memory"] = out_of_memory(folder)
     leave(folder, result)
 

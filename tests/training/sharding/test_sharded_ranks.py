@@ -117,6 +117,23 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(case, two_ranks, tmp_
 
 
 @pytest.mark.parametrize("case", ["lora", "full"])
+def test_guard_and_judge_see_the_answers_of_one_process(case, two_ranks, tmp_path):
+    """No rank has the whole weights: all generate together, also after a resume."""
+    alone = ranks.answering(case, tmp_path, ranks=1)
+    for rank in two_ranks[1]:
+        found = rank[f"{case}, answers"]
+        for steps in (2, 3):
+            assert found[f"{steps} steps"] == alone[f"{steps} steps"]
+            assert len(alone[f"{steps} steps"]["eval_answers.jsonl"]) == 4 * steps
+            assert len({line["answer"] for line in alone[f"{steps} steps"]["samples.jsonl"]}) > 1
+            assert found[f"{steps} on"]
+            for one, two in zip(alone[f"{steps} looks"], found[f"{steps} looks"], strict=True):
+                compared = [key for key in one if key not in ("time", "guard/seconds", "guard/share_of_time")]
+                assert {k: two[k] for k in compared} == pytest.approx({k: one[k] for k in compared}, rel=1e-3, abs=1e-4)
+            assert len(alone[f"{steps} looks"]) == steps
+
+
+@pytest.mark.parametrize("case", ["lora", "full"])
 def test_each_rank_writes_its_part_of_a_checkpoint(case, two_ranks):
     folder, _ = two_ranks
     checkpoint = folder / "in parts" / case / "checkpoint-3"

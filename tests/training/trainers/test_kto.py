@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,14 +45,25 @@ def test_it_is_trl_s(case, options, tmp_path):
     assert history(ours)[-1] < history(ours)[0] - 0.1
 
 
-def test_the_update_does_not_depend_on_micro_batches(tmp_path):
-    """z is of the whole step: rows one by one, or cut by a token budget, train the same."""
+def test_the_update_does_not_depend_on_micro_batches(tmp_path, monkeypatch):
+    """z is of the whole step: rows one by one, or cut by a token budget, train the same. No run finds scores of another
+    one, so that own answers are scored with those to other prompts, in one group that a budget may cut.
+    """
+
+    def made(folder: Path, **options: Any) -> Any:
+        monkeypatch.setenv("PREFTUNE_CACHE", str(folder / "cache"))
+        return ranks.made(folder, **options)
+
     whole = made(tmp_path / "a")
     expected = history(whole)
     assert max(history(whole, "kl")) > 0.01
     singly = made(tmp_path / "b", per_device_train_batch_size=1, gradient_accumulation_steps=4)
     assert history(singly) == pytest.approx(expected, abs=2e-5)
-    assert history(made(tmp_path / "c", max_tokens_per_batch=40)) == pytest.approx(expected, abs=2e-5)
+    for budget in (40, 60, 100):
+        cut = made(tmp_path / str(budget), max_tokens_per_batch=budget)
+        assert history(cut) == pytest.approx(expected, abs=2e-5)
+        assert history(cut, "kl") == pytest.approx(history(whole, "kl"), abs=2e-4)
+        assert cut.result_facts()["reference_scores"]["computed"] == 48
 
 
 def test_two_ranks_train_as_one(tmp_path):

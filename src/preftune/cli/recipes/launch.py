@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +108,8 @@ def _train(asked: argparse.Namespace, words: Sequence[str], output: str) -> None
     from preftune.workers.ray_pool import RayPool, passed_on
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints everything twice
-    with RayPool(asked.ray, shows_output=True):
+    with ExitStack() as opened:
+        opened.enter_context(RayPool(asked.ray, shows_output=True))
         from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
         from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -136,6 +139,7 @@ def _train(asked: argparse.Namespace, words: Sequence[str], output: str) -> None
                 failure_config=FailureConfig(max_failures=asked.max_restarts),
             ),
         )
+        opened.callback(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT))  # Ray Train keeps its own
         try:
             trainer.fit()
         except TrainingFailedError as error:

@@ -11,6 +11,7 @@ nats per unit."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,10 +54,22 @@ Made: TypeAlias = dict[str, Any] | Left
 
 
 class Sample:
-    """The first rows of a dataset, by which its format is recognised."""
+    """The first rows of a dataset, by which its format is recognised, and the first values of columns that begin with
+    nulls.
+    """
 
-    def __init__(self, table: Mapping[str, Sequence[Any]]) -> None:
-        self._table = table
+    def __init__(
+        self,
+        table: Mapping[str, Sequence[Any]],
+        search: Callable[[str, Callable[[Any], bool]], list[Any]] | None = None,
+    ) -> None:
+        """
+        Args:
+            table: the first rows.
+            search: returns some values of a column, among all rows, that fulfil a condition; empty if there are none.
+        """
+        self._table, self._search = table, search
+        self._found: dict[tuple[str, bool], list[Any]] = {}
 
     def __contains__(self, column: object) -> bool:
         return column in self._table
@@ -78,12 +91,28 @@ class Sample:
         return list(self._table)
 
     def values(self, column: str) -> list[Any]:
-        """The values of a column that are not null."""
-        return [value for value in self._table.get(column, ()) if value is not None]
+        """Some values of a column that are not null; empty if all are null."""
+        here = [value for value in self._table.get(column, ()) if value is not None]
+        return here or self._later(column, filled=False)
+
+    def ever(self, column: str) -> bool:
+        """Whether any row has a value in this column that is not empty."""
+        return any(self._table.get(column, ())) or bool(self._later(column, filled=True))
+
+    def _later(self, column: str, *, filled: bool) -> list[Any]:
+        if self._search is None or column not in self._table:
+            return []
+        if (column, filled) not in self._found:
+            self._found[column, filled] = self._search(column, bool if filled else _is_there)
+        return self._found[column, filled]
 
     def first(self, column: str) -> Any:
         """The first value that is not null; None if there is none."""
         return next(iter(self.values(column)), None)
+
+
+def _is_there(value: Any) -> bool:
+    return value is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,3 +206,11 @@ def rated_pairs(prompt: Any, answers: Sequence[tuple[Any, float | None]], *, id:
             "score_rejected": low,
             "id": id,
         }
+
+
+def asked_as(prompt: Any, row: Row) -> str:
+    """What answers of several rows must have in common to be answers to the same prompt: the prompt itself, and what
+    the row puts before it.
+    """
+    before = [row.get(name) for name in ("system", "tools", "chat_template_kwargs")]
+    return json.dumps([prompt, *before], sort_keys=True, default=str)

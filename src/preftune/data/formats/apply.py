@@ -9,7 +9,7 @@ import hashlib
 import math
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,7 +84,13 @@ class Converted:
 def sample_of(rows: Dataset) -> Sample:
     """The first rows of a dataset."""
     table: Mapping[str, list[Any]] = next(iter(rows.with_format(None).iter(batch_size=_SAMPLE)), {})
-    return Sample(table)
+
+    def search(column: str, wanted: Callable[[Any], bool]) -> list[Any]:
+        batches = rows.with_format(None).select_columns([column]).iter(batch_size=_BATCH)
+        found = ([value for value in batch[column] if wanted(value)] for batch in batches)
+        return next(filter(None, found), [])
+
+    return Sample(table, search)
 
 
 def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:

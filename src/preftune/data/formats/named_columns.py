@@ -100,7 +100,7 @@ def _is_alpaca(sample: Sample) -> bool:
 
 
 def _alpaca_columns(sample: Sample) -> dict[str, str] | None:
-    if "history" in sample and any(sample.values("history")):
+    if sample.ever("history"):
         return None
     (chosen, rejected), question = _sides(sample) or _SIDES[0], _question(sample) or "instruction"
     prompt = "instruction+input" if question == "instruction" and "input" in sample else question
@@ -164,7 +164,7 @@ def _is_openai(sample: Sample) -> bool:
 
 def _openai_columns(sample: Sample) -> dict[str, str]:
     columns = {"prompt": "input.messages", "chosen": "preferred_output", "rejected": "non_preferred_output"}
-    if any(isinstance(asked, Mapping) and asked.get("tools") for asked in sample.values("input")):
+    if any(isinstance(asked, Mapping) and "tools" in asked for asked in sample.values("input")):
         columns["tools"] = "input.tools"
     return columns
 

@@ -23,6 +23,7 @@ from preftune.data.formats.adapter import (
     Made,
     Row,
     Sample,
+    asked_as,
     asked_columns,
     asked_of,
     number,
@@ -136,17 +137,18 @@ def _helpsteer2_pairs(rows: Iterable[Row]) -> Iterator[tuple[int, Made]]:
     """The pairs of the answers to each prompt, from all its rows; a pair's row number is that of the prompt's first
     row.
     """
-    answers: dict[str, list[tuple[Any, float | None]]] = {}
+    answers: dict[str, tuple[str, list[tuple[Any, float | None]]]] = {}
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
         prompt, answer = row.get("prompt"), row.get("response")
         if not isinstance(prompt, str) or answer is None:
             yield index, Left("other_shape")
             continue
-        first.setdefault(prompt, index)
-        answers.setdefault(prompt, []).append((answer, number(row.get("helpfulness"))))
-    for prompt, rated in answers.items():
-        yield from ((first[prompt], made) for made in rated_pairs(marked_turns(prompt), rated))
+        key = asked_as(prompt, row)
+        first.setdefault(key, index)
+        answers.setdefault(key, (prompt, []))[1].append((answer, number(row.get("helpfulness"))))
+    for key, (prompt, rated) in answers.items():
+        yield from ((first[key], made) for made in rated_pairs(marked_turns(prompt), rated))
 
 
 def marked_turns(prompt: Any) -> Any:

@@ -11,13 +11,12 @@ pairs. The other answers are counted."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from preftune.data.chat.messages import role_of
-from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, records
+from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, asked_as, records
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _COMPLETIONS = ("completion", "response", "answer", "output")
@@ -90,7 +89,7 @@ def _pairs(columns: tuple[str, ...], rows: Iterable[Row]) -> Iterator[tuple[int,
             if verdict is None:
                 yield index, Left("unrated")
                 continue
-            key = json.dumps(prompt, sort_keys=True, default=str)
+            key = asked_as(prompt, row)
             answers.setdefault(key, (prompt, {True: [], False: []}))[1][verdict].append((index, answer))
     for prompt, sides in answers.values():
         good, bad = sides[True], sides[False]

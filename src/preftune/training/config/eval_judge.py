@@ -46,7 +46,7 @@ class JudgedEvaluationFields:
         None, "For eval_judge: maximum length of an answer, in tokens. Default: 256."
     )
 
-    def _check_judged_evaluation(self, *, eval_strategy: object, sharded: bool) -> None:
+    def _check_judged_evaluation(self, *, eval_strategy: object) -> None:
         """Raises: ConfigError, naming field and value."""
         if self.eval_judge is None:
             for name in ("eval_prompts", "eval_max_new_tokens"):
@@ -59,11 +59,6 @@ class JudgedEvaluationFields:
             raise ConfigError(
                 f"eval_judge={self.eval_judge!r} compares answers at every evaluation, and eval_strategy is 'no'. Set "
                 "eval_strategy='steps' (with eval_steps) or 'epoch'."
-            )
-        if sharded:
-            raise ConfigError(
-                f"eval_judge={self.eval_judge!r} needs answers, and no rank has the whole weights under fsdp to "
-                "generate them. Leave it out, and use preftune eval on the saved model."
             )
         number = "" if self.eval_prompts is None else str(self.eval_prompts).strip()
         if number.lstrip("-").isdigit():

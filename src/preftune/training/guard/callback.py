@@ -2,7 +2,8 @@
 raises alarms and acts on them.
 
 An error of the guard never ends a run: it is reported, and the guard is switched off. With several ranks, the first one
-looks and decides, and the others receive its decision after every glance.
+looks and decides, and the others receive its decision after every glance. With sharded weights all ranks look, because
+no rank could generate alone; an error of a look then ends the run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from preftune.storage.jsonl import read_lines
 from preftune.storage.run_directory import append_line, cut_back
 from preftune.training.config.referenced import ReferencedConfig
 from preftune.training.guard.alarms import ALARM, Alarm
-from preftune.training.guard.figures import Facts, Glance, History, Verdicts, history_of
+from preftune.training.guard.figures import Facts, Glance, History, Look, Verdicts, history_of
 from preftune.training.guard.looking import Looker, trainer_steps
 from preftune.training.guard.rollback import GoodWeights, Quality, end_run
 from preftune.training.guard.rules import new_alarms, suspicious
@@ -38,6 +39,15 @@ GLANCES = 128
 
 GO_ON, KEEP, STOP, ROLL_BACK, OFF = range(5)
 """The decisions that the first rank sends to the others."""
+
+
+class Taken(NamedTuple):
+    """A look."""
+
+    look: Look
+    lines: list[dict[str, Any]]
+    """For samples.jsonl."""
+    seconds: float
 
 
 class Guard(TrainerCallback):
@@ -95,7 +105,7 @@ class Guard(TrainerCallback):
     def draw(self) -> None:
         """Draw the reference's answers, while the policy is the reference."""
         self._drawn = True
-        if not self._first() or self._sharded or self.budget == 0:
+        if self.budget == 0 or not (self._first() or self._sharded):
             return
         began = time.perf_counter()
 
@@ -103,7 +113,7 @@ class Guard(TrainerCallback):
             prepared = self._looker.prepare(budget=self.budget)
             self._answers, self._look_seconds = prepared.answers, prepared.look_seconds
 
-        self._safely(prepare)
+        self._together(prepare)
         self._spent_before = time.perf_counter() - began
 
     def begin(self, *, resumed_step: int | None) -> None:
@@ -118,6 +128,8 @@ class Guard(TrainerCallback):
         if known:  # missing in a checkpoint of an earlier version or of a run without a guard
             self._tally.restore(known["tally"], self._trainer.args.device)
             self._seen.restore(known["seen"])
+        if resumed_step is not None and not self._drawn and (self._first() or self._sharded):
+            self._answers = self._looker.resumed()
         if not self._first():
             return
         if resumed_step is None:
@@ -129,8 +141,6 @@ class Guard(TrainerCallback):
             self._history = history_of(self._facts(), read_lines(self._folder / "metrics.jsonl"))
             self.alarms = [Alarm.from_dict(line) for line in read_lines(files[1])]
             self._raised = {alarm.name for alarm in self.alarms}
-            if not self._drawn:
-                self._answers = self._looker.resumed()
         self._say_what_is_done()
 
     def state(self) -> dict[str, Any]:
@@ -152,12 +162,7 @@ class Guard(TrainerCallback):
         )
 
     def _say_what_is_done(self) -> None:
-        if self._sharded:
-            say(
-                "guard: the weights are sharded over devices, so it only reads the training figures and samples no "
-                "answers."
-            )
-        elif self._answers is None:
+        if self._answers is None:
             why = (
                 f"guard_budget={self.budget:g} is too small for answers in a run this short"
                 if self.budget
@@ -194,10 +199,14 @@ class Guard(TrainerCallback):
             return
         ranks = args.world_size
         glance = self._tally.drain(step, self._sum_over_ranks, ranks=ranks)
-        word = OFF
+        word, due, looks = OFF, list[bool](), list[Taken]()
+        if self._first():
+            self._safely(lambda: due.append(self._due(step, glance)))
+        if self._broadcast(int(any(due))) if self._sharded else any(due):
+            self._together(lambda: looks.append(self._look(step)))
         if self._first():
             words: list[int] = []
-            self._safely(lambda: words.append(self._decide(step, glance)))
+            self._safely(lambda: words.append(self._decide(*looks)))
             word = words[0] if words else OFF
         word = self._broadcast(word)
         if word == OFF:
@@ -211,18 +220,21 @@ class Guard(TrainerCallback):
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         self._history.verdicts += Verdicts.of(state.global_step, metrics or {})
 
-    def _decide(self, step: int, glance: Glance | None) -> int:
-        """The decision of the first rank, after a look if it is due, and the alarms."""
+    def _due(self, step: int, glance: Glance | None) -> bool:
+        """Whether the first rank asks for a look, after the glance of this step."""
         history = self._history
         if glance is not None:
             history.glances.append(glance)
             append_line(self._folder / "metrics.jsonl", {"step": step, "time": time.time(), **glance.to_metrics()})
         training = time.perf_counter() - self._began - (self._schedule.spent - self._spent_at_begin)
         suspected = suspicious(history) or bool(new_alarms(history, self._raised))
-        looked = False
-        if self._answers is not None and self._schedule.due(step, training, suspicious=suspected):
-            self._look(step)
-            looked = True
+        return self._answers is not None and self._schedule.due(step, training, suspicious=suspected)
+
+    def _decide(self, taken: Taken | None = None) -> int:
+        """The decision of the first rank and the alarms, with a look if one was taken."""
+        history, looked = self._history, taken is not None
+        if taken is not None:
+            self._keep(taken)
         found = new_alarms(history, self._raised)
         serious = [alarm for alarm in found if alarm.level == ALARM]
         for alarm in found:
@@ -235,16 +247,19 @@ class Guard(TrainerCallback):
         good = self._good is not None and looked and not self._raised_alarms() and self._good.better(quality)
         return KEEP if good else GO_ON
 
-    def _look(self, step: int) -> None:
-        trainer, began = self._trainer, time.perf_counter()
+    def _look(self, step: int) -> Taken:
+        began = time.perf_counter()
         assert self._answers is not None
-        with trainer.untimed():
+        with self._trainer.untimed():
             look, lines = self._looker.look(step, self._answers)
-        for line in lines:
+        return Taken(look, lines, time.perf_counter() - began)
+
+    def _keep(self, taken: Taken) -> None:
+        trainer, look = self._trainer, taken.look
+        for line in taken.lines:
             append_line(self._folder / "samples.jsonl", line)
-        seconds = time.perf_counter() - began
-        self._schedule.looked(step, seconds)
-        look = look._replace(seconds=seconds, share_of_time=self._share())
+        self._schedule.looked(look.step, taken.seconds)
+        look = look._replace(seconds=taken.seconds, share_of_time=self._share())
         self._history.looks.append(look)
         wanted = trainer.control.should_log  # transformers resets it at every log, also if another log is due
         trainer.log(look.to_metrics())
@@ -321,6 +336,13 @@ class Guard(TrainerCallback):
         said = torch.tensor(word, device=self._trainer.args.device)
         torch.distributed.broadcast(said, src=0)
         return int(said)
+
+    def _together(self, work: Callable[[], object]) -> None:
+        """Run `work`, on all ranks if weights are sharded: an error then ends the run, because the others wait."""
+        if self._sharded:
+            work()
+        else:
+            self._safely(work)
 
     def _safely(self, work: Callable[[], object]) -> None:
         """Run `work`. An error of it is reported and switches the guard off; the run continues."""

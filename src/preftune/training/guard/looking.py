@@ -1,4 +1,6 @@
-"""The computations of the guard, on one rank: the reference's answers before the first step, and evaluation passes."""
+"""The computations of the guard: the reference's answers before the first step, and evaluation passes. They run on one
+rank, or with sharded weights on all ranks alike.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ class Looker:
         Args:
             budget: the guard's share of the run's time, 0 to 0.5.
         """
-        began = time.perf_counter()
+        began = self._now()
         trainer, least = self._trainer, SIZES[-1]
         pairs = self._groups(least.pairs)
         scoring = self._score(pairs, keep=self._held_out) / max(1, sum(group.tokens for group in pairs))
@@ -65,14 +67,14 @@ class Looker:
         prompts = self._prompts(max(SIZES[0].prompts, asked if isinstance(asked, int) else 0))
         settled = None if asked is None else len(prompts)
         at_first = prompts[: settled or least.prompts]
-        answering = time.perf_counter()
+        answering = self._now()
         greedy = self._greedy(at_first, least.tokens)
         costs = Costs(
-            answers=(time.perf_counter() - answering) * least.prompts / max(1, len(at_first)),
+            answers=(self._now() - answering) * least.prompts / max(1, len(at_first)),
             per_token=scoring,
             tokens_per_pair=sum(group.tokens for group in pairs) / max(1, sum(len(g.pairs) or 1 for g in pairs)),
             tokens_per_prompt=sum(len(group.prompt_ids) for group in pairs) / max(1, len(pairs)),
-            spent=time.perf_counter() - began,
+            spent=self._now() - began,
         )
         size = size_for(run, budget, costs, prompts=settled)
         if size is None:
@@ -89,12 +91,17 @@ class Looker:
                 autocast=trainer.precision.autocast,
             )
             self._score(answers.distance)
-        answers.save(Path(trainer.args.output_dir))
+        if trainer.is_world_process_zero():
+            answers.save(Path(trainer.args.output_dir))
         return Prepared(answers, costs.of_look(size))
 
     def resumed(self) -> samples.ReferenceAnswers | None:
         """The reference's answers from the start of a resumed run; None if they cannot be read."""
-        answers = samples.ReferenceAnswers.load(Path(self._trainer.args.output_dir))
+
+        def load() -> samples.ReferenceAnswers | None:
+            return samples.ReferenceAnswers.load(Path(self._trainer.args.output_dir))
+
+        answers = load() if self._trainer.args.sharding is None else self._trainer._on_first_rank(load)
         if answers is not None and answers.distance:
             try:
                 self._trainer.reference(self._model(), pack(answers.distance).to(self._trainer.args.device))
@@ -124,12 +131,21 @@ class Looker:
                 packing, which rounds differently, and a run must have the same numbers with and without a guard.
         """
         reference, device = self._trainer.reference, self._trainer.args.device
-        began = time.perf_counter()
+        began = self._now()
         if groups and keep:
             reference.score_groups(self._model(), groups, device)
         elif groups:
             reference.fresh(self._model(), pack(groups).to(device))
-        return time.perf_counter() - began
+        return self._now() - began
+
+    def _now(self) -> float:
+        """Seconds of the clock; of the first rank's, where all ranks take part and must decide alike."""
+        now = time.perf_counter()
+        if self._trainer.args.sharding is None:
+            return now
+        clock = torch.tensor(now, dtype=torch.float64, device=self._trainer.args.device)
+        torch.distributed.broadcast(clock, src=0)
+        return float(clock)
 
     def _run_seconds(self, per_token: float) -> float:
         """Estimated seconds of all steps, from the seconds per token of the reference's forward pass."""

@@ -17,7 +17,7 @@ from preftune.reference.fingerprint import NUMERICS_VERSION, Numerics, fingerpri
 from preftune.storage.cache_folder import cache_folder, make_private
 from preftune.storage.jsonl import append_lines, digest
 from preftune.training.judged.prompts import Asked
-from preftune.training.protocol import JudgedEvaluationView
+from preftune.training.protocol import GroupTrainerView
 from preftune.training.record.run_record import parts
 from preftune.training.step.collate import BATCH, collate
 
@@ -25,7 +25,7 @@ VERSION = 1
 """Increased when the same model would answer otherwise."""
 
 
-def reference_key(trainer: JudgedEvaluationView, tokens: int) -> str:
+def reference_key(trainer: GroupTrainerView, tokens: int) -> str:
     """The address of the model as received and of how it answers.
 
     A fresh adapter changes nothing and is no part of it.
@@ -42,7 +42,7 @@ def reference_key(trainer: JudgedEvaluationView, tokens: int) -> str:
 
 
 def reference_answers(
-    trainer: JudgedEvaluationView,
+    trainer: GroupTrainerView,
     asked: Sequence[Asked],
     answer: Callable[[Sequence[Asked]], list[Kept]],
     *,

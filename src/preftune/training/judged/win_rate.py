@@ -33,7 +33,7 @@ from preftune.training.config.base import PackedConfig
 from preftune.training.config.eval_judge import AT_LENGTH, NEW_TOKENS, WIN_RATES
 from preftune.training.judged.prompts import SINGLE, Asked, asked_of
 from preftune.training.judged.reference_answers import reference_answers, reference_key
-from preftune.training.protocol import JudgedEvaluationView
+from preftune.training.protocol import GroupTrainerView
 from preftune.training.setup.streams import about_guard
 from preftune.training.step.optimizer_step import RandomState
 from preftune.training.step.shares import shared
@@ -50,7 +50,7 @@ class JudgedEvaluation:
         held_out: its held-out rows, opened; or several sets by name.
     """
 
-    def __init__(self, trainer: JudgedEvaluationView, judge: tuple[OpenedJudge, ExitStack], held_out: Any) -> None:
+    def __init__(self, trainer: GroupTrainerView, judge: tuple[OpenedJudge, ExitStack], held_out: Any) -> None:
         args = trainer.args
         self._trainer, self._tokens = trainer, args.eval_max_new_tokens or NEW_TOKENS
         self._file = Path(args.output_dir) / FILE
@@ -174,6 +174,8 @@ class JudgedEvaluation:
         return [Kept.of(one) for one in found]
 
     def _shared(self, asked: Sequence[Asked], answer: Callable[[Sequence[Asked]], list[Kept]]) -> list[Kept]:
+        if self._trainer.args.sharding is not None:  # no rank can generate alone
+            return answer(asked)
         return shared(self._trainer, len(asked), lambda places: answer([asked[place] for place in places]))
 
     def _on_first_rank(self, work: Callable[[], list[JudgedRow]]) -> list[JudgedRow]:

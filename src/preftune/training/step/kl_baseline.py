@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from preftune.models.positions import positions_of
 from preftune.reference import ReferenceScores, inference
 from preftune.training.protocol import ReferencedTrainerView
 from preftune.training.step.memory import score_in_parts
+from preftune.training.step.micro_batches import with_completions
 from preftune.types import TokenizedGroup
 
 
@@ -45,6 +47,8 @@ def mismatched(
     return made
 
 
+_OTHER = 1.0
+"""Marks the answer to another prompt in `TokenizedGroup.scores`, which a part of a group keeps."""
 _MOVED = 8
 """Most tokens by which the boundary between a prompt and its answer moves when a token spans it."""
 
@@ -84,14 +88,22 @@ def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, batches: Seque
         for other in mismatched(everyones, [place], longest=min(limits, default=None))
     ]
 
-    def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor]:
+    def score(part: Sequence[TokenizedGroup]) -> Sequence[Tensor | None]:
+        """The difference for each group's answer to another prompt; None for a part that has only own answers."""
         device = trainer.args.device
-        reference_K = trainer.reference.fresh_with_own(model, part, device)  # before the policy: may exchange weights
+        marks = [_marks(group) for group in part]
+        kept = [not other for of_group in marks for other in of_group]
+        reference_K = trainer.reference.fresh_keeping(model, part, kept, device)  # before the policy: may exchange it
+        first = np.cumsum([0, *map(len, marks)])[:-1].tolist()
+        place = [of_group.index(True) if True in of_group else 0 for of_group in marks]
+        chosen = [with_completions(group, [at]) for group, at in zip(part, place, strict=True)]
         with trainer.autocast(), inference(model):
-            policy = trainer.engine(model, pack([_first(group) for group in part]).to(device))
-        return list(policy.sum_K - reference_K)
+            policy = trainer.engine(model, pack(chosen).to(device))
+        differences = policy.sum_K - reference_K[[begin + at for begin, at in zip(first, place, strict=True)]]
+        return [value if True in of_group else None for value, of_group in zip(differences, marks, strict=True)]
 
-    found = [float(one) for parts in score_in_parts(trainer, asked, score, work="reference") for one in parts]
+    parts = score_in_parts(trainer, asked, score, work="reference")
+    found = [float(one) for of_group in parts for one in of_group if one is not None]
     totals = torch.tensor([sum(found), float(len(found))], device=trainer.args.device)
     if trainer.args.world_size > 1:
         totals = trainer.accelerator.reduce(totals, "sum")
@@ -100,15 +112,15 @@ def kl_baseline(trainer: ReferencedTrainerView, model: nn.Module, batches: Seque
 
 def _with_own(other: TokenizedGroup, own: TokenizedGroup, reference: ReferenceScores) -> TokenizedGroup:
     """A prompt with the answer to another one, and with its own answers where the reference has not scored them: the
-    prompt is then computed once for both.
+    prompt is then computed once for both. The scores of the group mark the answer to another prompt.
     """
-    if not reference.missing([own]):
-        return other
-    spans = [group.spans(place) for group in (other, own) for place in range(len(group.completions))]
-    completions = (*other.completions, *own.completions)
-    return TokenizedGroup(own.prompt_ids, completions, (), id=own.id, scored=tuple(map(tuple, spans)))
+    answers = (other, own) if reference.missing([own]) else (other,)
+    spans = [one.spans(place) for one in answers for place in range(len(one.completions))]
+    completions = tuple(answer for one in answers for answer in one.completions)
+    marks = (_OTHER, *[0.0] * (len(completions) - 1))
+    return TokenizedGroup(own.prompt_ids, completions, (), id=own.id, scored=tuple(spans), scores=marks)
 
 
-def _first(group: TokenizedGroup) -> TokenizedGroup:
-    """The group with its first completion only."""
-    return TokenizedGroup(group.prompt_ids, group.completions[:1], (), id=group.id, scored=group.scored[:1])
+def _marks(group: TokenizedGroup) -> list[bool]:
+    """For each completion, whether it is the answer to another prompt."""
+    return [score == _OTHER for score in group.scores] or [False] * len(group.completions)

@@ -72,7 +72,7 @@ def split_group(group: TokenizedGroup, budget: int | None, cost: Cost) -> list[T
     if budget is None or parts_of(group) < 2 or cost(group) <= budget:
         return [group]
     if not group.pairs:
-        return [_with_completions(group, part) for part in _shares(range(len(group.completions)), group, budget, cost)]
+        return [with_completions(group, part) for part in _shares(range(len(group.completions)), group, budget, cost)]
     parts: list[list[Preference]] = []
     for pair in group.pairs:
         if parts and cost(_with_pairs(group, [*parts[-1], pair])) <= budget:
@@ -90,14 +90,14 @@ def parts_of(group: TokenizedGroup) -> int:
 def _shares(places: range, group: TokenizedGroup, budget: int, cost: Cost) -> list[list[int]]:
     shares: list[list[int]] = []
     for place in places:
-        if shares and cost(_with_completions(group, [*shares[-1], place])) <= budget:
+        if shares and cost(with_completions(group, [*shares[-1], place])) <= budget:
             shares[-1].append(place)
         else:
             shares.append([place])
     return shares
 
 
-def _with_completions(group: TokenizedGroup, places: Sequence[int]) -> TokenizedGroup:
+def with_completions(group: TokenizedGroup, places: Sequence[int]) -> TokenizedGroup:
     """A group of the completions at `places`, with their scored spans, labels and scores."""
 
     def some(values: tuple[Any, ...]) -> tuple[Any, ...]:

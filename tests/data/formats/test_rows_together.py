@@ -1,0 +1,51 @@
+"""What depends on more than one row: columns that only later rows fill, and answers of several rows to one prompt."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from preftune.data import load_pairs
+from preftune.errors import DatasetError
+
+from .test_adapters import assistant, sides, user
+
+
+def late(first: dict[str, Any], last: dict[str, Any]) -> list[dict[str, Any]]:
+    """More rows of the first kind than are looked at to recognise a format, then some of the last kind."""
+    return [first] * 150 + [last] * 50
+
+
+def test_what_only_later_rows_have_is_read() -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    asked = {"messages": [user("?")], "tools": None}
+    row = {"preferred_output": [assistant("Yes.")], "non_preferred_output": [assistant("No.")]}
+    pairs = load_pairs(late({"input": asked, **row}, {"input": {**asked, "tools": tools}, **row}))
+    assert pairs.format == "openai"
+    assert [bool(pairs[place].tools) for place in (0, 150, 199)] == [False, True, True]
+    alpaca = {"instruction": "And?", "input": "", "chosen": "a", "rejected": "b"}
+    pairs = load_pairs(late({**alpaca, "history": []}, {**alpaca, "history": [["Hi", "Yes."]]}))
+    assert [len(pairs[place].prompt) for place in (0, 150, 199)] == [1, 3, 3]
+    rated = {"prompt": "?", "chosen": "a", "rejected": "b"}
+    pairs = load_pairs(late({**rated, "strength": None}, {**rated, "strength": 2.0}), margin_from_scores=1.0)
+    assert [pairs[place].margin for place in (0, 199)] == [0.0, 2.0]
+
+
+@pytest.mark.parametrize("before", ["system", "chat_template_kwargs"])
+def test_answers_to_other_system_prompts_are_no_pair(before: str) -> None:
+    said = ("Be kind.", "Be rude.") if before == "system" else ({"enable_thinking": True}, {"enable_thinking": False})
+    kto = [
+        {"prompt": "q", "completion": answer, "label": good, before: value}
+        for value, answer, good in zip(said, ("yes", "no"), (True, False), strict=True)
+    ]
+    helpful = [
+        {"prompt": "q", "response": answer, "helpfulness": number, before: value}
+        for value, answer, number in zip(said, ("yes", "no"), (4, 0), strict=True)
+    ]
+    for rows in (kto, helpful):
+        with pytest.raises(DatasetError):
+            load_pairs(rows)
+        same = load_pairs([{**row, before: said[0]} for row in rows])
+        assert ["yes" in str(sides(same)[1]), "no" in str(sides(same)[2])] == [True, True]
+        assert len(load_pairs(rows + [{**row, before: said[1]} for row in rows[:1]])) == 1
