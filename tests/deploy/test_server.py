@@ -117,6 +117,12 @@ def test_vllm_is_started_with_the_adapter_beside_its_base(run: Path, monkeypatch
         assert command[command.index(flag) + 1] == str(run)
 
 
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_what_is_no_port_is_refused(run: Path, port: int) -> None:
+    with pytest.raises(RequestError, match=f"--port {port} is not a port"), serving(run, port=port):
+        pass
+
+
 def test_a_port_that_is_taken_is_refused_before_the_model_is_prepared(run: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

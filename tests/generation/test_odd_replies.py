@@ -128,6 +128,14 @@ def test_content_as_a_list_of_parts() -> None:
         read_reply(SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content={"a": 1}))]), asked=1)
 
 
+def test_half_a_surrogate_pair_becomes_the_replacement_character() -> None:
+    """A server has cut an emoji: UTF-8 cannot hold what is left, so that it could be neither kept nor asked about."""
+    reply = read_reply(SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content="A \ud83d"))]), 3)
+    assert reply.text == "A \ufffd"
+    whole = read_reply(SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content="A \U0001f600"))]), 3)
+    assert whole.text == "A \U0001f600"
+
+
 def test_a_reply_has_a_limit(server) -> None:
     server.answer = lambda asked: "x" * 3_000_000
     small = endpoint(server, max_reply_bytes=2_000_000)

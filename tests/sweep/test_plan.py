@@ -54,6 +54,7 @@ def test_an_objective_whose_scale_is_searched_is_named() -> None:
         ({"search": {"beta": {"low": 0.5, "high": 0.1}}}, "low must be below high"),
         ({"search": {"beta": {"low": 0, "high": 1, "log": True}}}, "low above 0, and no step"),
         ({"search": {"beta": {"low": "a", "high": 1}}}, "must be numbers"),
+        ({"search": {"beta": {"low": 0.1, "high": 1, "log": "false"}}}, "log: 'false' is neither true nor false"),
         ({"search": {"beta": {"low": 0.1, "high": 1, "kind": 2}}}, "kind: a range has low, high, step, log"),
         ({"search": {"beta": [0.1, 0.1]}}, "has a value twice"),
         ({"search": {"seed": [1, 2]}}, "seed is set by the sweep"),

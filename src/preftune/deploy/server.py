@@ -215,6 +215,8 @@ def _program(name: str) -> str:
 
 def _free_port(host: str, port: int) -> int:
     """The port itself, or a free one for 0. Raises: RequestError if it cannot be used."""
+    if not 0 <= port <= 65535:
+        raise RequestError(f"--port {port} is not a port. Give a number from 1 to 65535, or 0 for a free one.")
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as opened:

@@ -49,6 +49,11 @@ class Precision:
         """The dtype of matrix products, and of 4-bit weights when they are unpacked."""
         return self.autocast or torch.float32
 
+    @property
+    def plain(self) -> bool:
+        """Whether a model in float32 is computed in float32, because the device has nothing better."""
+        return self.reason in ("CPU", "MPS")
+
     def describe(self) -> str:
         """One line for the log."""
         products = "no autocast" if self.autocast is None else f"autocast {_name(self.autocast)}"

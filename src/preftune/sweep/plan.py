@@ -198,7 +198,10 @@ def _dimension(key: str, value: Any, name: str) -> Range | Choice:
     numbers = [value["low"], value["high"], *([value["step"]] if value.get("step") is not None else [])]
     if not all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
         raise RequestError(f"{where}: {numbers}: low, high and step must be numbers.")
-    found = Range(key, value["low"], value["high"], value.get("step"), bool(value.get("log", False)))
+    log = value.get("log") or False
+    if not isinstance(log, bool):
+        raise RequestError(f"{where}: log: {log!r} is neither true nor false. Write log: true, or leave it out.")
+    found = Range(key, value["low"], value["high"], value.get("step"), log)
     if not found.low < found.high or (found.step is not None and not found.step > 0):
         raise RequestError(f"{where}: low must be below high, and a step above 0.")
     if found.log and (found.low <= 0 or found.step is not None):

@@ -256,3 +256,12 @@ def test_the_values_read_from_the_source_are_those_of_transformers() -> None:
     kinds = {field.name: field.kind for field in dpo.METHOD.fields() or ()}
     assert _enum_values(kinds["lr_scheduler_type"]) == tuple(one.value for one in SchedulerType)
     assert _enum_values(kinds["optim"]) == tuple(one.value for one in OptimizerNames)
+
+
+def test_a_value_that_contains_itself_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("beta: 0.1\na: &a [*a]\n", encoding="utf-8")
+    with pytest.raises(RequestError, match="line 2: the value contains itself"):
+        read_recipe(str(path))
+    path.write_text("a: &a [1]\nb: [*a, *a]\n", encoding="utf-8")
+    assert len(read_recipe(str(path)).entries) == 2

@@ -99,6 +99,22 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once_and_run_json_says_s
     assert outcome(tmp_path)["outcome"] == "interrupted"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_whose_error_is_discarded_before_the_first_step_ends_the_run(tmp_path, monkeypatch):
+    """Python discards what is raised in a `__del__`."""
+
+    class Dying:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    made = trainer(lora_model(), tmp_path, data=rows(14), **SETTINGS)
+    monkeypatch.setattr(made, "before_first_step", lambda **kwargs: Dying() and None)
+    with pytest.raises(StoppedError):
+        made.train()
+    assert outcome(tmp_path)["outcome"] == "interrupted"
+    assert made.state.global_step == 0
+
+
 def test_ctrl_c_while_the_first_files_are_written_is_reported(tmp_path, monkeypatch):
     made = trainer(lora_model(), tmp_path, data=rows(14), **SETTINGS)
     monkeypatch.setattr(made, "_audit", lambda: signal.raise_signal(signal.SIGINT))

@@ -101,14 +101,14 @@ def test_four_bit_lora_on_layers_of_the_real_small_model(tmp_path):
 
     whole = str(convert_smollm2())
     base = str(tmp_path / "base")
-    model = load_model(whole, num_hidden_layers=5)  # of thirty: 4-bit products are slow on a CPU
+    model = load_model(whole, num_hidden_layers=2)  # of thirty: 4-bit products are slow on a CPU
     model.save_pretrained(base)
     load_tokenizer(whole).save_pretrained(base)
     lines = files("preftune.demo").joinpath("pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    pairs = [json.loads(line) for line in lines][:8]
+    pairs = [json.loads(line) for line in lines][:4]
     trainer = DPOTrainer(
         load_model(base, load_in_4bit=True),
-        args=config(tmp_path / "run", max_steps=4, learning_rate=2e-4, max_length=96),
+        args=config(tmp_path / "run", max_steps=3, learning_rate=1e-3, max_length=64),
         train_dataset=[{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in pairs],
         processing_class=load_tokenizer(base),
         peft_config=lora(),

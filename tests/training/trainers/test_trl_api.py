@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 
+import preftune
 from preftune import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from preftune.errors import ConfigError
 from preftune.logps import pack
@@ -48,6 +50,22 @@ def test_prepared_demonstrations_have_input_ids(tmp_path):
     assert row["input_ids"] == [*row["prompt_ids"], *row.completions[0]]
     assert "prompt_ids" in row
     assert "chosen_ids" not in row
+
+
+@pytest.mark.parametrize("kind", ["DPO", "KTO", "SFT", "Reward"])
+def test_splits_in_place_of_the_training_rows_are_read_as_train(kind, tmp_path):
+    """`load_dataset(...)` without `split=`."""
+    data = [{**row, "messages": row["prompt"] + row["chosen"]} for row in chat_rows(8)]
+    splits = DatasetDict({"train": Dataset.from_list(data), "test": Dataset.from_list(data[:2])})
+    if kind == "SFT":
+        splits = splits.select_columns(["messages"])
+    made = getattr(preftune, f"{kind}Trainer")(
+        tiny_model(),
+        args=getattr(preftune, f"{kind}Config")(output_dir=str(tmp_path), use_cpu=True, max_steps=1, report_to="none"),
+        train_dataset=splits,
+        processing_class=tiny_tokenizer(),
+    )
+    assert len(made.train_dataset) == 8 * (1 + (kind == "KTO"))
 
 
 def test_the_missing_dataset_is_said_in_trls_words():

@@ -97,6 +97,7 @@ def read_recipe(name: str) -> Recipe:
         raise RequestError(f"The recipe {name} cannot be read: {error.strerror}. Check the path.") from None
     try:
         root = yaml.compose(text, Loader=_AsWritten)
+        _refuse_circles(name, root, ())
         written = yaml.load(text, Loader=_AsWritten)
         typed = yaml.load(text, Loader=_Typed)
     except yaml.YAMLError as error:
@@ -122,6 +123,17 @@ def typed_values(name: str) -> dict[str, Any]:
     read_recipe(name)
     loaded: dict[str, Any] = yaml.load(Path(name).expanduser().read_text(encoding="utf-8-sig"), Loader=_Typed)
     return loaded
+
+
+def _refuse_circles(name: str, node: Any, above: tuple[int, ...]) -> None:
+    """Raises: RequestError for an anchor that holds itself."""
+    if id(node) in above:
+        where = f"The recipe {name}, line {node.start_mark.line + 1}"
+        raise RequestError(f"{where}: the value contains itself (an anchor & and its alias *). Write it out.")
+    if isinstance(node, yaml.CollectionNode):
+        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        for part in parts:
+            _refuse_circles(name, part, (*above, id(node)))
 
 
 def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: dict[Any, Any]) -> Iterator[Entry]:

@@ -71,12 +71,12 @@ def read_reply(answer: Any, asked: int) -> Reply:
     tokens = _count(usage, "completion_tokens")
     prompt_tokens = _count(usage, "prompt_tokens")
     return Reply(
-        text=text,
+        text=_encodable(text),
         tokens=guess_tokens(len(text) + len(thought)) if tokens is None else tokens,
         finished=getattr(choices[0], "finish_reason", None) == "stop",
         cut=getattr(choices[0], "finish_reason", None) == "length",
         prompt_tokens=asked if prompt_tokens is None else prompt_tokens,
-        thought=thought,
+        thought=_encodable(thought),
         thought_tokens=_count(details, "reasoning_tokens") or 0,
         first_token=_first_token(getattr(choices[0], "logprobs", None)),
     )
@@ -110,6 +110,11 @@ def _content(content: Any) -> tuple[str, str]:
             raise OddReplyError("its content has a part without text")
         texts[fields.get("type") in ("thinking", "reasoning")].append(said)
     return "".join(texts[False]), "".join(texts[True])
+
+
+def _encodable(text: str) -> str:
+    """The text with U+FFFD for half surrogate pairs, which UTF-8 cannot hold: a server has cut an emoji."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _count(holder: Any, name: str) -> int | None:

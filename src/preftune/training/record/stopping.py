@@ -66,6 +66,12 @@ class StopSignals:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def begin_steps(self) -> None:
+        """From now on, a signal ends the run after a step. Raises: the error of a signal that came before."""
+        if self.asked and not self.stepping:
+            raise error_of(self.asked)
+        self.stepping = True
+
     def _catch(self, number: int, frame: Any) -> None:
         if os.getpid() != self._process:  # a worker of the data loader, which inherits the handlers
             if number != signal.SIGINT:
@@ -73,6 +79,7 @@ class StopSignals:
                 os.kill(os.getpid(), number)
             return
         if not self.stepping:
+            self.asked = number  # the error may be discarded where it is raised, in a `__del__` for example
             raise error_of(number)
         if self.asked:
             if number == signal.SIGINT and int(os.environ.get("WORLD_SIZE", "1")) == 1:  # torchrun sends it again

@@ -143,7 +143,8 @@ class CheckpointedTrainer(SavingTrainer):
                 raise
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written in {place} ({' '.join(str(error).split())}). "
-                "Earlier ones are kept. Make room on the disk, and continue from the last one: --resume."
+                "Complete ones are kept. Make room on the disk, or remove what is in the way, and continue with "
+                "--resume auto, which begins again if there is none."
             ) from error
         self._saved_step, self._saved_at = step, time.monotonic()
 

@@ -158,7 +158,8 @@ def settle_precision(model: nn.Module, args: PackedConfig) -> Precision:
     remember_dtypes(model)
     args.bf16, args.fp16 = precision.bf16, precision.fp16
     args.mixed_precision = "bf16" if precision.bf16 else "fp16" if precision.fp16 else "no"
-    for sentence in [precision.describe(), *apply_precision(model, precision)]:
+    (detail if precision.plain else say)(precision.describe())
+    for sentence in apply_precision(model, precision):
         say(sentence)
     say_saved_dtype(model, args.save_dtype)
     return precision

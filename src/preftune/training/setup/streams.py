@@ -152,8 +152,7 @@ def held(source: Any, role: str) -> Any:
 
 def about_guard(source: Any, groups: GroupDataset | Mapping[str, GroupDataset]) -> Any:
     """The dataset of the guard's prompts: for a stream, its first groups, which can be read in any order."""
-    if isinstance(source, Mapping):
-        assert isinstance(groups, Mapping)
+    if isinstance(source, Mapping) and isinstance(groups, Mapping):  # not the splits of one dataset
         return {name: about_guard(part, groups[name]) for name, part in source.items()}
     return groups.known if is_stream(source) and isinstance(groups, GroupDataset) else source
 

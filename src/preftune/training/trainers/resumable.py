@@ -343,7 +343,7 @@ class _Beginning(TrainerCallback):
                 _restore_patience(callback, state)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer._signals.stepping = True
+        self._trainer._signals.begin_steps()
 
 
 def _find_best(state: TrainerState, output: Path) -> None:
