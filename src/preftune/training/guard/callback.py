@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from preftune.amounts import counted
+from preftune.errors import PreftuneError
 from preftune.log import detail, say, warn
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
@@ -105,7 +106,7 @@ class Guard(TrainerCallback):
     def draw(self) -> None:
         """Draw the reference's answers, while the policy is the reference."""
         self._drawn = True
-        if self.budget == 0 or not (self._first() or self._sharded):
+        if self.budget == 0 or not (self._first() or self._sharded) or self._offloaded():
             return
         began = time.perf_counter()
 
@@ -321,6 +322,11 @@ class Guard(TrainerCallback):
 
     # --- ranks and faults ---
 
+    def _offloaded(self) -> bool:
+        """Whether sharded weights are in main memory, from where no answers are generated on a GPU."""
+        args = self._trainer.args
+        return args.sharding is not None and args.sharding.cpu_offload and args.device.type != "cpu"
+
     def _first(self) -> bool:
         return bool(self._trainer.args.process_index == 0)
 
@@ -338,11 +344,18 @@ class Guard(TrainerCallback):
         return int(said)
 
     def _together(self, work: Callable[[], object]) -> None:
-        """Run `work`, on all ranks if weights are sharded: an error then ends the run, because the others wait."""
-        if self._sharded:
-            work()
-        else:
+        """Run `work`, on all ranks if weights are sharded.
+
+        Raises: PreftuneError for an error with sharded weights, because the other ranks wait for this one.
+        """
+        if not self._sharded:
             self._safely(work)
+            return
+        try:
+            work()
+        except Exception as error:
+            why = f"guard: the answers of a sharded model failed ({type(error).__name__}: {error})"
+            raise PreftuneError(f"{why}. guard_budget=0 leaves them out; the figures are still read.") from error
 
     def _safely(self, work: Callable[[], object]) -> None:
         """Run `work`. An error of it is reported and switches the guard off; the run continues."""
