@@ -125,7 +125,7 @@ def test_guard_and_judge_see_the_answers_of_one_process(case, two_ranks, tmp_pat
         for steps in (2, 3):
             assert found[f"{steps} steps"] == alone[f"{steps} steps"]
             assert len(alone[f"{steps} steps"]["eval_answers.jsonl"]) == 4 * steps
-            assert len({line["answer"] for line in alone[f"{steps} steps"]["samples.jsonl"]}) > 1
+            assert len({line["policy"] for line in alone[f"{steps} steps"]["samples.jsonl"]}) > 1
             assert found[f"{steps} on"]
             for one, two in zip(alone[f"{steps} looks"], found[f"{steps} looks"], strict=True):
                 compared = [key for key in one if key not in ("time", "guard/seconds", "guard/share_of_time")]
