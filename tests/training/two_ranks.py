@@ -50,7 +50,7 @@ def run_two_ranks(script: str | None, folder: Path, *, cache: Path | None = None
     ]
     try:
         for process in processes:
-            output, _ = process.communicate(timeout=180)
+            output, _ = process.communicate(timeout=300)
             assert process.returncode == 0, output[-6000:]
     finally:
         for process in processes:

@@ -76,7 +76,7 @@ class PairReader(NamedTuple):
             yield from self._groups(pairs, indices[half:], start + half)
 
 
-class Rows:
+class ScoreTable:
     """The rows of `Scorer.score`: NaN for pairs without tokens."""
 
     def __init__(self, pairs: int, bar: Any) -> None:
@@ -90,12 +90,12 @@ class Rows:
 
 
 @contextmanager
-def rows_of_scores(pairs: int) -> Iterator[Rows]:
-    """Rows that are filled, with a progress bar."""
+def table_of_scores(pairs: int) -> Iterator[ScoreTable]:
+    """A table that is filled, with a progress bar."""
     from tqdm.auto import tqdm
 
     with tqdm(total=pairs, desc="Reference scores", unit="pair", disable=not sys.stderr.isatty()) as bar:
-        yield Rows(pairs, bar)
+        yield ScoreTable(pairs, bar)
 
 
 def sums(scores: GroupLogps, batch: PackedBatch) -> list[NDArray[np.float64]]:
@@ -161,10 +161,10 @@ class ReferenceScorer:
 
         Raises: OutOfMemoryError: a single pair does not fit.
         """
-        with rows_of_scores(len(indices)) as rows:
+        with table_of_scores(len(indices)) as table:
             for block in self.reader.blocks(pairs, indices):
-                rows.add(block, self.budget.score(block.groups, self._compute))
-            return rows.found
+                table.add(block, self.budget.score(block.groups, self._compute))
+            return table.found
 
     def fresh(self, groups: Sequence[TokenizedGroup]) -> dict[bytes, Scores]:
         """Scores of groups by the addresses of their completions, computed now."""

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from preftune.audit.scoring import Block, PairReader, ReferenceScorer, rows_of_scores, sums
+from preftune.audit.scoring import Block, PairReader, ReferenceScorer, sums, table_of_scores
 from preftune.data.pairs.dataset import PairDataset
 from preftune.logps import pack
 from preftune.logps.score_groups import ScoringBudget
-from preftune.reference import Address, ScoreStore, as_logps, completion_keys, groups_without_scores
+from preftune.reference import Address, FilledByWorkers, ScoreStore, as_logps, keys_of
 from preftune.reference.store import Scores
 from preftune.types import TokenizedGroup
 from preftune.workers import Team
@@ -20,8 +20,6 @@ from preftune.workers.team import in_order
 Batches = list[list[TokenizedGroup]]
 Answer = tuple[Address, str, dict[bytes, Scores]]
 """Of a worker: the address of its scores, the type of its device, and the scores."""
-_COMING: Scores = np.empty(0, np.float32)
-"""Instead of a score that a worker computes."""
 
 
 def scoring_work(make: Callable[[], ReferenceScorer]) -> Callable[[Batches], Answer]:
@@ -63,42 +61,30 @@ class TeamScorer:
         Raises: PreftuneError: workers differ, a single pair does not fit, or the scores cannot be kept.
         """
         ((_, (address, device, _)),) = self.team.compute([[]])
-        store, under = address.open(), list[Block]()
+        scores, under = FilledByWorkers(address), list[Block]()
         budget = ScoringBudget(device, advice="")
-        sent: set[bytes] = set()
 
         def blocks() -> Iterator[Batches]:
             for block in self.reader.blocks(pairs, indices):
                 under.append(block)
-                yield _missing(block, budget, store, sent)
+                yield _batches(block, budget, scores)
 
-        with rows_of_scores(len(indices)) as rows:
-            for other, _, scores in in_order(self.team.compute(blocks())):
-                address.check(other)
-                store.put(scores)
-                store.check_kept()
-                sent.difference_update(scores)
-                self.computed += len(scores)
+        with table_of_scores(len(indices)) as table:
+            for other, _, found in in_order(self.team.compute(blocks())):
+                scores.keep(other, found)
                 block = under.pop(0)
-                rows.add(block, _rows(block, store))
-            return rows.found
+                table.add(block, _rows(block, scores.store))
+            self.computed += scores.computed
+            return table.found
 
 
-def _missing(block: Block, budget: ScoringBudget, store: ScoreStore, sent: set[bytes]) -> Batches:
-    """The batches of one process, without what has a score or gets one from an earlier batch.
-
-    Args:
-        sent: keys of completions whose scores are computed now; those of the block are added.
-    """
-
-    def look_up(keys: Sequence[bytes]) -> dict[bytes, Scores]:
-        return dict.fromkeys(sent.intersection(keys), _COMING) | store.get(keys)
-
+def _batches(block: Block, budget: ScoringBudget, scores: FilledByWorkers) -> Batches:
+    """The batches of one process, without what has a score or gets one from an earlier batch."""
     batches: Batches = []
     for places in budget.batches(block.groups):
-        missing = groups_without_scores([block.groups[place] for place in places], look_up)
-        sent.update(key for group in missing for key in _keys(group))
-        batches += [missing] if missing else []
+        if missing := scores.missing(block.groups[place] for place in places):
+            scores.send(missing)
+            batches.append(missing)
     return batches
 
 
@@ -106,11 +92,7 @@ def _rows(block: Block, store: ScoreStore) -> list[NDArray[np.float64]]:
     """The rows of a block whose scores are in the store."""
     if not block.groups:
         return []
-    keys = [key for group in block.groups for key in _keys(group)]
+    keys = keys_of(block.groups)
     known = store.get(keys)
     batch = pack(block.groups)
     return sums(as_logps([known[key] for key in keys], batch), batch)
-
-
-def _keys(group: TokenizedGroup) -> list[bytes]:
-    return completion_keys(group.prompt_ids, group.completions, group.scored)

@@ -2,7 +2,7 @@
 
 `sources` determines choice of the reference model; `store` keeps its scores by content, so that they are never wrong.
 
-    address      what scores of workers are kept under
+    address      scores that workers compute
     fingerprint  addresses of scores; NUMERICS_VERSION
     inventory    lists, prunes and verifies the folder of scores
     moving       a reference that follows the policy
@@ -12,10 +12,10 @@
     store        scores on disk
 """
 
-from preftune.reference.address import Address
+from preftune.reference.address import Address, FilledByWorkers
 from preftune.reference.fingerprint import Numerics, completion_keys, fingerprint
 from preftune.reference.moving import MovingCopy
-from preftune.reference.scores import ReferenceScores, as_logps, groups_without_scores
+from preftune.reference.scores import ReferenceScores, as_logps, groups_without_scores, keys_of
 from preftune.reference.sources import (
     AdapterOff,
     AsReceived,
@@ -36,6 +36,7 @@ __all__ = [
     "Address",
     "AsReceived",
     "ExplicitModel",
+    "FilledByWorkers",
     "FrozenCopy",
     "MovingCopy",
     "NoReference",
@@ -52,6 +53,7 @@ __all__ = [
     "groups_without_scores",
     "inference",
     "inventory",
+    "keys_of",
     "sources",
     "store",
     "unwrap",

@@ -57,7 +57,7 @@ class ReferenceScores:
 
     def __call__(self, model: nn.Module, batch: PackedBatch) -> GroupLogps:
         """Scores of all completions of the batch, on its device, float32."""
-        keys = _keys_of(batch.groups)
+        keys = keys_of(batch.groups)
         new = {key: self.ahead.pop(key) for key in set(keys) if key in self.ahead}
         known = self._look_up([key for key in keys if key not in new])
         misses = sum(key not in known for key in keys)
@@ -72,7 +72,7 @@ class ReferenceScores:
         """Cached scores of the batch, NaN for misses; None if all are misses. Does not count as a
         look-up.
         """
-        keys = _keys_of(batch.groups)
+        keys = keys_of(batch.groups)
         found = self._look_up(keys)
         if not found:
             return None
@@ -111,7 +111,7 @@ class ReferenceScores:
     ) -> dict[bytes, Scores]:
         """Scores groups with the source, whether they are known or not, and keeps the scores."""
         batch = pack(groups).to(device)
-        scores = dict(zip(_keys_of(groups), self._parts(self.fresh(model, batch), groups), strict=True))
+        scores = dict(zip(keys_of(groups), self._parts(self.fresh(model, batch), groups), strict=True))
         self._keep(scores)
         return scores
 
@@ -125,7 +125,7 @@ class ReferenceScores:
         """
         batch = pack(groups).to(device)
         scores = self.fresh(model, batch)
-        of_all = zip(_keys_of(groups), self._parts(scores, groups), kept, strict=True)
+        of_all = zip(keys_of(groups), self._parts(scores, groups), kept, strict=True)
         own = {key: part for key, part, keeps in of_all if keeps}
         self.ahead |= own
         self._keep(own)
@@ -152,7 +152,7 @@ def groups_without_scores(
     Args:
         look_up: returns the scores that are known, by the addresses of completions.
     """
-    keys = _keys_of(groups)
+    keys = keys_of(groups)
     return _groups_with_a_miss(groups, keys, look_up(keys))
 
 
@@ -162,7 +162,7 @@ def as_logps(parts: Sequence[Scores], batch: PackedBatch) -> GroupLogps:
     return GroupLogps(scores, batch.owner_T, batch.completions)
 
 
-def _keys_of(groups: Iterable[TokenizedGroup]) -> list[bytes]:
+def keys_of(groups: Iterable[TokenizedGroup]) -> list[bytes]:
     """The addresses of all completions, group after group."""
     return [key for group in groups for key in completion_keys(group.prompt_ids, group.completions, group.scored)]
 

@@ -228,6 +228,7 @@ def test_other_trainers_on_given_data(method: str, tmp_path: Path) -> None:
         ({"eval_judge": None, "eval_prompts": "5"}, "eval_prompts=5 has no effect without eval_judge"),
         ({"eval_prompts": "1"}, "give at least 2"),
         ({"eval_max_new_tokens": 0}, "eval_max_new_tokens=0 must be at least 1"),
+        ({"fsdp": "full_shard offload"}, "does not generate from weights in main memory"),
         ({"eval_judge": "shortr"}, "Did you mean 'shorter'"),
     ],
 )

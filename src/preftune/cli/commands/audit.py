@@ -39,12 +39,13 @@ def run(argv: Sequence[str]) -> int:
     """Runs `preftune audit` and returns its exit code: 1 if `--fail-on` names something that was found."""
     asked = _parser().read(argv)
     failing = _failing(asked.fail_on)
+    _check(asked)
     with ExitStack() as opened:
         pool = open_pool(asked, opened)
         setting = _setting(asked, pool, opened)
         team = None
         if pool is not None:
-            team = opened.enter_context(closing(pool.team(partial(_work, asked, setting.data.name), gpu=False)))
+            team = opened.enter_context(closing(pool.team(partial(_checking, asked, setting.data.name), gpu=False)))
         progress = opened.enter_context(_progress(setting))
         from preftune.audit import audit
 
@@ -125,8 +126,8 @@ def _failing(asked: str | None) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(severities), frozenset(names)
 
 
-def _setting(asked: argparse.Namespace, pool: Pool | None, opened: ExitStack) -> Setting:
-    """Checks the whole request before the pairs are read."""
+def _check(asked: argparse.Namespace) -> None:
+    """Raises: RequestError or ConfigError for options that contradict each other, before anything starts."""
     tokenizer_name = asked.tokenizer or asked.model
     for flag in ("max_length", "max_prompt_length"):
         if getattr(asked, flag) is not None and tokenizer_name is None:
@@ -142,18 +143,23 @@ def _setting(asked: argparse.Namespace, pool: Pool | None, opened: ExitStack) ->
         from preftune.data.tokens.tokenize import Limits
 
         Limits(_max_length(asked), asked.max_prompt_length)  # refuses impossible ones
+
+
+def _setting(asked: argparse.Namespace, pool: Pool | None, opened: ExitStack) -> Setting:
+    """Opens the data, and the model for `--with_reference`."""
     names = column_names(asked.columns)
     data = _open(asked.data, asked.split, names, asked)
     held_out = None if asked.eval is None else _open(asked.eval, asked.eval_split or "train", names, asked)
-    setting = _how(asked, data, held_out)
-    if asked.with_reference:
+    setting = _without_scorer(asked, data, held_out)
+    if asked.with_reference and setting.encoder is not None:
+        tokenizer = setting.encoder.tokenizer
         if pool is None:
-            setting.scorer = _scorer(asked)
+            setting.scorer = _scorer(asked, tokenizer)
         else:
             from preftune.audit.scoring_by_team import TeamScorer, scoring_work
 
             team = opened.enter_context(closing(pool.team(partial(scoring_work, partial(_scorer, asked)), gpu=True)))
-            setting.scorer = TeamScorer(asked.model, _reader(asked), team)
+            setting.scorer = TeamScorer(asked.model, _reader(asked, tokenizer), team)
     return setting
 
 
@@ -166,8 +172,7 @@ def _open(name: str, split: str, columns: dict[str, str | None] | None, asked: a
     return data
 
 
-def _how(asked: argparse.Namespace, data: Opened, held_out: Opened | None = None) -> Setting:
-    """The setting without a scorer."""
+def _without_scorer(asked: argparse.Namespace, data: Opened, held_out: Opened | None = None) -> Setting:
     from preftune.audit import Setting
 
     setting = Setting(
@@ -187,7 +192,7 @@ def _how(asked: argparse.Namespace, data: Opened, held_out: Opened | None = None
     return setting
 
 
-def _work(asked: argparse.Namespace, name: str) -> Callable[[Any], Any]:
+def _checking(asked: argparse.Namespace, name: str) -> Callable[[Any], Any]:
     """What a worker does: the checks of a block.
 
     Args:
@@ -196,7 +201,7 @@ def _work(asked: argparse.Namespace, name: str) -> Callable[[Any], Any]:
     from preftune.audit.opening import Opened
     from preftune.audit.run import looking
 
-    return looking(lambda: _how(asked, Opened(name, 0, None)))
+    return looking(lambda: _without_scorer(asked, Opened(name, 0, None)))
 
 
 def _max_length(asked: argparse.Namespace) -> int:
@@ -209,17 +214,22 @@ def _tokenizer(asked: argparse.Namespace) -> Any:
     return load_tokenizer(asked.tokenizer or asked.model, trust_remote_code=asked.trust_remote_code)
 
 
-def _reader(asked: argparse.Namespace) -> PairReader:
+def _reader(asked: argparse.Namespace, tokenizer: Any) -> PairReader:
     from preftune.audit.scoring import PairReader
 
-    return PairReader(_tokenizer(asked), _max_length(asked), asked.max_prompt_length)
+    return PairReader(tokenizer, _max_length(asked), asked.max_prompt_length)
 
 
-def _scorer(asked: argparse.Namespace) -> ReferenceScorer:
+def _scorer(asked: argparse.Namespace, tokenizer: Any = None) -> ReferenceScorer:
+    """
+    Args:
+        tokenizer: None to load it, as a worker does.
+    """
     from preftune.audit.scoring import ReferenceScorer
 
+    reader = _reader(asked, _tokenizer(asked) if tokenizer is None else tokenizer)
     return ReferenceScorer(
-        asked.model, _reader(asked), load_in_4bit=asked.load_in_4bit, trust_remote_code=asked.trust_remote_code
+        asked.model, reader, load_in_4bit=asked.load_in_4bit, trust_remote_code=asked.trust_remote_code
     )
 
 

@@ -18,14 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.data.conversion.filters import REASONS, Decision, Facts, Filters, decide
-from preftune.data.conversion.passes import (
-    EXAMPLES,
-    Kept,
-    Seen,
-    look,
-    use_case_of,
-    written,
-)
+from preftune.data.conversion.passes import EXAMPLES, Kept, Seen, look, use_case_of, written
 from preftune.data.conversion.write import PairWriter, Part, beside, check_output, outputs_of
 from preftune.data.formats import LEFT
 from preftune.data.pairs.blocks import Here, Rows, blocks_here, blocks_to_send

@@ -66,7 +66,7 @@ class Sample:
         """
         Args:
             table: the first rows.
-            search: returns some values of a column, among all rows, that fulfil a condition; empty if there are none.
+            search: looks in all rows for values of a column that satisfy a condition, and returns some of them.
         """
         self._table, self._search = table, search
         self._found: dict[tuple[str, bool], list[Any]] = {}

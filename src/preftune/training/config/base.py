@@ -220,7 +220,7 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
         if self.max_steps < 1 and getattr(self, "total_episodes", None) is None:
             positive("num_train_epochs", self.num_train_epochs, "the run ends after this many passes over the data")
         self._check_trackers()
-        self._check_judged_evaluation(eval_strategy=self.eval_strategy)
+        self._check_judged_evaluation(eval_strategy=self.eval_strategy, sharding=self.sharding)
         if self.shuffle_buffer is not None and self.shuffle_buffer < 0:
             raise ConfigError(f"shuffle_buffer={self.shuffle_buffer} must be 0 or more.")
         self._at_least_1("max_length", "max_tokens_per_batch", "early_stopping_patience", "max_train_tokens")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from preftune.errors import ConfigError, RequestError
 from preftune.training.config.options import option
+from preftune.training.config.sharding import Sharding
 
 PROMPTS = 32
 """Held-out prompts where no number is given."""
@@ -46,7 +47,7 @@ class JudgedEvaluationFields:
         None, "For eval_judge: maximum length of an answer, in tokens. Default: 256."
     )
 
-    def _check_judged_evaluation(self, *, eval_strategy: object) -> None:
+    def _check_judged_evaluation(self, *, eval_strategy: object, sharding: Sharding | None) -> None:
         """Raises: ConfigError, naming field and value."""
         if self.eval_judge is None:
             for name in ("eval_prompts", "eval_max_new_tokens"):
@@ -59,6 +60,11 @@ class JudgedEvaluationFields:
             raise ConfigError(
                 f"eval_judge={self.eval_judge!r} compares answers at every evaluation, and eval_strategy is 'no'. Set "
                 "eval_strategy='steps' (with eval_steps) or 'epoch'."
+            )
+        if sharding is not None and sharding.cpu_offload:
+            raise ConfigError(
+                f"eval_judge={self.eval_judge!r} needs answers, which fsdp does not generate from weights in main "
+                "memory. Leave out one of eval_judge and offload."
             )
         number = "" if self.eval_prompts is None else str(self.eval_prompts).strip()
         if number.lstrip("-").isdigit():

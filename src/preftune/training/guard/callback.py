@@ -79,7 +79,8 @@ class Guard(TrainerCallback):
         """Whether the guard failed on this rank; the others learn of it with the next glance."""
         self._over = False
         self._drawn = False
-        self._sharded = trainer.args.sharding is not None
+        self._sharded = (sharding := trainer.args.sharding) is not None
+        self._offloaded = sharding is not None and sharding.cpu_offload
 
     # --- the figures of a step ---
 
@@ -106,7 +107,7 @@ class Guard(TrainerCallback):
     def draw(self) -> None:
         """Draw the reference's answers, while the policy is the reference."""
         self._drawn = True
-        if self.budget == 0 or not (self._first() or self._sharded) or self._offloaded():
+        if self.budget == 0 or self._offloaded or not (self._first() or self._sharded):
             return
         began = time.perf_counter()
 
@@ -119,7 +120,12 @@ class Guard(TrainerCallback):
 
     def begin(self, *, resumed_step: int | None) -> None:
         """Restore the state of a resumed run, or remove the files of an earlier run."""
+        if resumed_step is not None and not self._drawn and (self._first() or self._sharded):
+            self._together(self._resume_answers)
         self._safely(lambda: self._begin(resumed_step))
+
+    def _resume_answers(self) -> None:
+        self._answers = self._looker.resumed()
 
     def _begin(self, resumed_step: int | None) -> None:
         self._history = History(self._facts())
@@ -129,8 +135,6 @@ class Guard(TrainerCallback):
         if known:  # missing in a checkpoint of an earlier version or of a run without a guard
             self._tally.restore(known["tally"], self._trainer.args.device)
             self._seen.restore(known["seen"])
-        if resumed_step is not None and not self._drawn and (self._first() or self._sharded):
-            self._answers = self._looker.resumed()
         if not self._first():
             return
         if resumed_step is None:
@@ -164,11 +168,10 @@ class Guard(TrainerCallback):
 
     def _say_what_is_done(self) -> None:
         if self._answers is None:
-            why = (
-                f"guard_budget={self.budget:g} is too small for answers in a run this short"
-                if self.budget
-                else "guard_budget=0 leaves no time for answers"
-            )
+            why = f"guard_budget={self.budget:g} is too small for answers in a run this short"
+            if self._offloaded or not self.budget:
+                no = "fsdp keeps the weights in main memory" if self._offloaded else "guard_budget=0 leaves no time"
+                why = f"{no}, so there are no answers"
             detail(f"guard: {why}; it only watches the training figures.")
         else:
             answers = self._answers
@@ -321,11 +324,6 @@ class Guard(TrainerCallback):
         return any(alarm.level == ALARM for alarm in self.alarms)
 
     # --- ranks and faults ---
-
-    def _offloaded(self) -> bool:
-        """Whether sharded weights are in main memory, from where no answers are generated on a GPU."""
-        args = self._trainer.args
-        return args.sharding is not None and args.sharding.cpu_offload and args.device.type != "cpu"
 
     def _first(self) -> bool:
         return bool(self._trainer.args.process_index == 0)

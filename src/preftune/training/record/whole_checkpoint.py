@@ -144,7 +144,7 @@ class CheckpointedTrainer(SavingTrainer):
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written in {place} ({' '.join(str(error).split())}). "
                 "Complete ones are kept. Make room on the disk, or remove what is in the way, and continue with "
-                "--resume auto, which begins again if there is none."
+                "--resume auto, which starts from the beginning if no checkpoint is complete."
             ) from error
         self._saved_step, self._saved_at = step, time.monotonic()
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from tqdm.auto import tqdm
 
 from preftune.data import GroupDataset
-from preftune.reference import Address, ScoreStore, completion_keys, groups_without_scores
+from preftune.reference import Address, FilledByWorkers
 from preftune.reference.store import Scores
 from preftune.training.scoring.beforehand import Scored, draws_answers
 from preftune.training.setup.reference import without_scores
@@ -21,8 +20,6 @@ from preftune.workers import Team
 
 _BATCHES = 16
 """Batches in a block."""
-_COMING: Scores = np.empty(0, np.float32)
-"""Instead of a score that a worker computes."""
 Batches = list[list[TokenizedGroup]]
 
 
@@ -65,41 +62,24 @@ def score_on_team(team: Team, datasets: Sequence[GroupDataset], args: Any) -> Sc
     Raises: RequestError if workers compute differently; PreftuneError if the scores cannot be kept.
     """
     ((_, (address, _)),) = team.compute([[]])
-    store = address.open()
+    filled = FilledByWorkers(address)
     size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
-    rows, computed = sum(map(len, datasets)), 0
-    sent: set[bytes] = set()
+    rows = sum(map(len, datasets))
     with tqdm(total=rows, desc="Reference scores", unit="row", disable=None) as bar:
-        for _, (other, scores) in team.compute(_blocks(store, sent, datasets, size, bar.update)):
-            address.check(other)
-            store.put(scores)
-            sent.difference_update(scores)
-            computed += len(scores)
-    store.check_kept()
-    return Scored(rows, computed, address.reference, store.path, draws_answers(args))
+        for _, (other, scores) in team.compute(_blocks(filled, datasets, size, bar.update)):
+            filled.keep(other, scores)
+    return Scored(rows, filled.computed, address.reference, filled.store.path, draws_answers(args))
 
 
 def _blocks(
-    store: ScoreStore, sent: set[bytes], datasets: Sequence[GroupDataset], size: int, passed: Callable[[int], Any]
+    filled: FilledByWorkers, datasets: Sequence[GroupDataset], size: int, passed: Callable[[int], Any]
 ) -> Iterator[Batches]:
-    """What has no score yet, in the batches of one process.
-
-    Args:
-        sent: addresses of completions whose scores are computed now; those of each batch are added. One process would
-            have these scores already, so a row that repeats is not sent again.
-    """
-
-    def look_up(keys: Sequence[bytes]) -> dict[bytes, Scores]:
-        return dict.fromkeys(sent.intersection(keys), _COMING) | store.get(keys)
-
-    def missing(groups: Iterable[TokenizedGroup]) -> list[TokenizedGroup]:
-        return groups_without_scores(list(groups), look_up)
+    """What has no score yet, in the batches of one process."""
 
     def batches() -> Iterator[list[TokenizedGroup]]:
         for dataset in datasets:
-            for batch in without_scores(missing, dataset, range(len(dataset)), size, passed=passed):
-                for group in batch:
-                    sent.update(completion_keys(group.prompt_ids, group.completions, group.scored))
+            for batch in without_scores(filled.missing, dataset, range(len(dataset)), size, passed=passed):
+                filled.send(batch)
                 yield batch
 
     each = batches()
