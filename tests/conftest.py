@@ -1,6 +1,7 @@
 """Every test runs offline, with its own cache folder, and on one thread unless it is marked slow.
 
-Tiny models gain nothing from a second thread, and threads that wait for each other are what ruins shared machines.
+Tiny models gain nothing from a second thread, and threads that wait for each other are what ruins shared machines:
+where there are several, they sleep while they wait.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

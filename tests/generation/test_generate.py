@@ -151,9 +151,10 @@ def test_what_cannot_be_generated_is_reported() -> None:
         generate(model, tokenizer, ["x"], max_new_tokens=0)
     with pytest.raises(RequestError, match="Prompt 0 is empty"):
         generate(model, tokenizer, [""])
-    tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="no chat template"):
-        generate(model, tokenizer, CHATS)
+    for template, message in ((None, "no chat template"), ("", "no chat template"), ("{# #}", "nothing for prompt 0")):
+        tokenizer.chat_template = template
+        with pytest.raises(ModelError, match=message):
+            generate(model, tokenizer, CHATS)
 
 
 @pytest.mark.parametrize("saved", [None, ["lm_head"]])

@@ -48,6 +48,8 @@ def encode_prompts(
         for prompt, kwargs in zip(prompts, per_prompt, strict=True)
     ]
     for index, ids in enumerate(encoded):
+        if not ids and prompts[index] and not isinstance(prompts[index], str):
+            raise ModelError(f"The chat template writes nothing for prompt {index}. Repair tokenizer.chat_template.")
         if not ids:
             raise RequestError(f"Prompt {index} is empty after tokenising. Remove it.")
     return encoded
@@ -64,7 +66,7 @@ def _rendered(
     if prompt and isinstance(prompt[0], int):
         return prompt
     messages = EndMarks(tokenizer).without(cast("list[Message]", prompt))
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         raise ModelError(
             "The prompts are message lists, but the tokenizer has no chat template (it may belong to a base model). "
             "Use an instruction-tuned model, set tokenizer.chat_template, or give the prompts as text."

@@ -129,7 +129,7 @@ class RewardModel:
         own = None if self._form is None else trained_ids(self._tokenizer, self._form, prompt, answer, template)
         if own is not None:
             return {"input_ids": own}
-        if self._tokenizer.chat_template is None:
+        if not self._tokenizer.chat_template:
             encoded = self._tokenizer(as_transcript(_without_roles(prompt)), answer)
             return {name: list(encoded[name]) for name in ("input_ids", "token_type_ids") if name in encoded}
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt

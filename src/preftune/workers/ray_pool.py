@@ -155,25 +155,30 @@ class RayTeam:
                 if ref in self._starting:
                     self._begin(ref)
                     continue
-                task_under = under.pop(ref)
+                number, block, actor = under.pop(ref)
                 try:
                     result = self._result(ref)
                 except self._ray.exceptions.RayError as error:
-                    self._replace(task_under.actor, error)
-                    lost[task_under.number] += 1
-                    if lost[task_under.number] == _MOST_LOST:
+                    self._replace(actor, error)
+                    lost[number] += 1
+                    if lost[number] == _MOST_LOST:
                         raise PreftuneError(
-                            f"Block {task_under.number} of the rows was lost with its worker {_MOST_LOST} times "
+                            f"Block {number} of the rows was lost with its worker {_MOST_LOST} times "
                             f"({_said(error)}). The rows may need more memory than a worker has: use fewer workers "
                             "(--ray_workers)."
                         ) from error
-                    again.append(task_under[:2])
+                    behind = [other for other, task_under in under.items() if task_under.actor == actor]
+                    again.extend([(number, block), *(under.pop(other)[:2] for other in behind)])
                     continue
-                self._free.append(task_under.actor)
-                yield task_under.number, result
+                self._free.append(actor)
+                yield number, result
 
     def _next(self, under: dict[Any, _Under]) -> list[Any]:
-        waited_for = [*under, *self._starting]
+        """What has ended, of the first block of each worker: it computes them one after the other, and is lost with
+        the first.
+        """
+        first = {task.actor: ref for ref, task in reversed(under.items())}
+        waited_for = [*first.values(), *self._starting]
         done: list[Any]
         done, _ = self._ray.wait(waited_for, num_returns=1, timeout=_PATIENCE)
         if not done and not under:
@@ -202,8 +207,6 @@ class RayTeam:
         self._free.extend([actor] * _AHEAD)
 
     def _replace(self, actor: Any, error: BaseException) -> None:
-        if actor not in self._alive:  # its other block said so
-            return
         self._alive.remove(actor)
         with suppress(Exception):
             self._ray.kill(actor)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -157,7 +158,8 @@ def test_an_explicit_reference_that_agrees_is_used_and_let_go_after_the_pass(mak
 
 
 def test_a_reference_named_by_its_folder_is_loaded_for_the_pass_only(tmp_path):
-    run = trainer(tiny_model(), tmp_path / "run", ref_model=save_tiny(tmp_path / "base"))
+    base = save_tiny(tmp_path / "base")
+    run = trainer(Path(base), tmp_path / "run", ref_model=Path(base))
     gc.collect()
     gone = weakref.ref(run.reference.source._held)
     run.train()

@@ -81,7 +81,7 @@ class Speaker(_Side):
         from preftune.generation.encode_prompts import encode_prompts
 
         prompt: Any = messages
-        if self.tokenizer.chat_template is None:  # a base model: what was said so far, as text
+        if not self.tokenizer.chat_template:  # a base model: what was said so far, as text
             prompt = "".join(f"{message['content']}\n" for message in messages)
         return encode_prompts(self.tokenizer, [prompt], None)[0]
 

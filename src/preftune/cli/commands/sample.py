@@ -137,7 +137,7 @@ def _from_model(asked: argparse.Namespace, settings: SamplingSettings) -> Sample
     from preftune.generation.lazy_model import ModelSource
 
     source = ModelSource(asked.model, **model_options(asked))
-    chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and source.tokenizer.chat_template is not None)
+    chat = asked.prompts_as == "chat" or (asked.prompts_as == "auto" and bool(source.tokenizer.chat_template))
     prompts = _prompts(asked, as_chat=chat)
 
     more: dict[str, Any] = {"batch_size": 16 if asked.batch_size is None else asked.batch_size, "raw": True}

@@ -82,8 +82,7 @@ class Matchup:
     def takes_conversations(self) -> bool:
         """Whether a text prompt can be a user's turn on both sides."""
         return all(
-            not isinstance(side, OfSource) or side.tokenizer().chat_template is not None
-            for side in self.generate.sides.values()
+            not isinstance(side, OfSource) or side.tokenizer().chat_template for side in self.generate.sides.values()
         )
 
 
@@ -229,7 +228,7 @@ def _trained_from(source: ModelSource) -> str:
 def _base_tokenizer(base: ModelSource, source: ModelSource, notes: list[str]) -> Callable[[], Any]:
     """The base's own tokenizer, or the adapter's where the base has no chat template."""
     tokenizer = base.tokenizer
-    if tokenizer.chat_template is None and source.tokenizer.chat_template is not None:
+    if not tokenizer.chat_template and source.tokenizer.chat_template:
         notes.append("The base has no chat template, so the aligned model's is used for it.")
         tokenizer = source.tokenizer
     return lambda: tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -73,8 +74,8 @@ class SamplingConfig(ReferenceFields, PackedConfig):
                 f"missing_eos_penalty={self.missing_eos_penalty} must be above 0, because it is subtracted. Leave it "
                 "out for no penalty."
             )
-        if isinstance(self.reward_model, str):
-            self.reward_model = [self.reward_model]
+        named = self.reward_model
+        self.reward_model = list(map(str, [named] if isinstance(named, str | os.PathLike) else named))
 
 
 _NOT_HONOURED = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -128,8 +129,8 @@ def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
             "reward_processing_classes has a tokenizer for a reward that is not a model in memory; a named reward "
             "model has its own. Remove it, or pass the model."
         )
-    if isinstance(given, str):
-        return open_score([given], opened, options=judge_options(args)).scorers[0]
+    if isinstance(given, str | os.PathLike):
+        return open_score([os.fspath(given)], opened, options=judge_options(args)).scorers[0]
     if not callable(given):
         raise ConfigError(f"reward_funcs: {given!r} is neither a function nor the name of a reward model.")
     if {"completions", "completion_ids"} & set(_parameters(given)):

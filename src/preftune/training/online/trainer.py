@@ -33,7 +33,7 @@ from preftune.training.online.watch import Watch
 from preftune.training.record import model_card
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import about_rate
-from preftune.training.setup.arguments import tokenizer_of
+from preftune.training.setup.arguments import as_name, tokenizer_of
 from preftune.training.setup.self_check import check_before_training
 from preftune.training.step.collate import BATCH, collate, probes
 from preftune.training.step.memory import score_in_parts
@@ -74,6 +74,7 @@ class OnlineTrainer(RecordedTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         sampler: Sampler | None = None,
     ) -> None:
+        model = as_name(model)
         check_writable(args.output_dir)
         assemble.one_device(args)
         tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)

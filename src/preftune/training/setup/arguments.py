@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -76,6 +77,11 @@ def own_config(args: Any, kind: type[Config], *, method: str) -> Config:
         given = f"{type(args).__module__}.{type(args).__name__}"
         raise ConfigError(f"args is a {given}: pass preftune.{kind.__name__}, which has its fields.")
     return args
+
+
+def as_name(model: Any) -> Any:
+    """A path as text, which is how a model is named; anything else as it is."""
+    return os.fspath(model) if isinstance(model, os.PathLike) else model
 
 
 def tokenizer_of(model: Any, args: PackedConfig) -> Any:

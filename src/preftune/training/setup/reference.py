@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -200,7 +201,7 @@ def prepare_explicit(trainer: TrainerView, ref_model: Any) -> Any:
 
     from preftune.models.precision import apply_precision
 
-    if isinstance(ref_model, str):
+    if isinstance(ref_model, str | os.PathLike):
         from preftune.models import load_model
 
         ref_model = load_model(ref_model, trust_remote_code=trainer.args.trust_remote_code)

@@ -30,6 +30,7 @@ from preftune.training.record.run_record import data_facts, parts
 from preftune.training.record.same_run import base_of
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
+    as_name,
     check_evaluation,
     check_fit,
     check_metrics,
@@ -90,6 +91,7 @@ class PackedTrainer(EvaluatedTrainer):
     ) -> None:
         refuse_arguments(removed, data_collator, preprocess_logits_for_metrics, trainer=type(self).__name__)
         check_metrics(compute_metrics)
+        model = as_name(model)
         args = own_config(args, self.config_class, method=self.method)
         if not args.plan_only:
             check_writable(args.output_dir)
