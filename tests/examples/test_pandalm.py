@@ -57,6 +57,14 @@ def test_the_race_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     assert "| choose the longer answer |" in capsys.readouterr().out
 
 
+def test_the_first_table_of_the_readme_is_that_of_the_result():
+    result = json.loads((SCRIPT.parent / "result.json").read_text(encoding="utf-8"))
+    readme = (SCRIPT.parent / "README.md").read_text(encoding="utf-8")
+    assert runpy.run_path(str(SCRIPT))["table"](result) in readme
+    for text in (f"{100 * result['agreement_with_choosing_the_longer']:.1f}%", f"{result['mean_margin']:.2f}"):
+        assert text in readme
+
+
 def test_the_table_of_the_race_is_that_of_the_result(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     race = runpy.run_path(str(SCRIPT.parent / "accuracy_race.py"))
