@@ -8,7 +8,15 @@ from types import MethodType
 
 import pytest
 import torch
-from peft import FourierFTConfig, HRAConfig, LoraConfig, PeftModel, TrainableTokensConfig, VBLoRAConfig, get_peft_model
+from peft import (
+    FourierFTConfig,
+    HRAConfig,
+    LoraConfig,
+    PeftModel,
+    TrainableTokensConfig,
+    VBLoRAConfig,
+    get_peft_model,
+)
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -193,6 +201,18 @@ def test_a_tied_head_is_one_weight_and_counts():
     with torch.no_grad():
         model.lm_head.weight[5, 5] += 1e-3
     assert of(model) != before
+
+
+def test_which_layers_share_their_weights_counts():
+    """One set of tensors, two models: their scores differed, and one was given those of the other."""
+
+    def made(*layers: int):
+        model = random_model()
+        model.model.layers = nn.ModuleList([model.model.layers[place] for place in layers])
+        return model
+
+    assert of(made(0, 1, 0)) != of(made(0, 1, 1))
+    assert of(with_lora(made(0, 1, 0)), adapters=False) == of(made(0, 1, 0))
 
 
 def test_what_an_adapter_is_counts():

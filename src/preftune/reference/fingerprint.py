@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import struct
 import uuid
 import weakref
@@ -53,6 +54,7 @@ _IRRELEVANT_OF_ADAPTERS = frozenset(
 _COUNTS = frozenset("top_k num_experts_per_tok norm_topk_prob n_group topk_group sliding_window use_rope".split())
 # The same of adapters, by adapter: FourierFT's scale, the vectors used by VB-LoRA, HRA's orthogonal form, token ids.
 _OF_ADAPTERS = frozenset("fourierft_scaling topk hra_apply_GS token_indices".split())
+_NUMBERED = re.compile(r"\d+")
 _ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation")
 
 
@@ -115,6 +117,8 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
         _update(digest, tensor)
     for fact in (*_as_text(numbers_of(base)), *_hooks_of(base), *_forwards_of(base)):
         digest.update(fact.encode())
+    for fact in _shared_layers_of(model, prefixes):
+        digest.update(fact.encode())
     if adapters and (configs := getattr(model, "peft_config", None)):
         for name, config in sorted(configs.items()):
             relevant = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT_OF_ADAPTERS}
@@ -123,6 +127,21 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
         for fact in _states_of_adapters(model):
             digest.update(fact.encode())
     return digest.hexdigest()
+
+
+def _shared_layers_of(model: nn.Module, prefixes: tuple[str, ...]) -> Iterator[str]:
+    """The places of layers that share weights, of which `_tensors` knows only the first; adapters are not among them.
+
+    Args:
+        prefixes: those of adapters' parameters.
+    """
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not is_adapter_parameter(name, prefixes):
+            places.setdefault(id(parameter), []).append(_canonical(name))
+    for names in places.values():
+        if len(names) > 1 and len({_NUMBERED.sub("#", name) for name in names}) == 1:  # not an embedding and its head
+            yield " = ".join(names)
 
 
 def _states_of_adapters(model: nn.Module) -> Iterator[str]:

@@ -159,13 +159,13 @@ def answers(
         if format is None and any(canonical != column for canonical, column in shape.items()):
             notes.append(f"The rows are read as {found.name} ({found.holds}); --format (format=) names another format.")
     judged = _is_labelled(sample, format, name)
-    label = label_column(sample) if judged else None
+    label = label_column(sample, name=name) if judged and "label" not in asked else None
     if judged and label is None and "label" not in asked:
         raise DatasetError(
             f"{name} holds thumbs inside its turns, so some of its answers are bad. First convert it to pairs "
             "(preftune convert), whose chosen side can be trained on, or name a column with --columns label=YOURS."
         )
-    if label is not None and "label" not in asked:
+    if label is not None:
         shape["label"] = label
     columns_read = find_columns(rows.features, shape, asked, name=name)
     if labelled and "label" not in columns_read:
@@ -183,16 +183,16 @@ def _good(data: DemonstrationDataset, reader: DemonstrationReader) -> Demonstrat
     """The rows whose answer is to be imitated; only a label excludes a row."""
     if "label" not in reader.columns:
         return data
-    good, bad, number = array("q"), RowCount(), 0
+    good, left, number = array("q"), dict[str, RowCount](), 0
     labels = list({path[0] for path in reader.columns.paths["label"]})
     for table in data.needed.select_columns(labels).iter(batch_size=10_000):
         for row in rows_of(table):
-            if reader.is_good(row):
+            if (reason := reader.refused(row)) is None:
                 good.append(number)
             else:
-                bad.add(number)
+                left.setdefault(reason, RowCount()).add(number)
             number += 1
-    data.left = {"bad_answer": bad} if bad.count else {}
+    data.left = left
     return data.select(np.frombuffer(good, np.int64) if good else [])
 
 

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,22 +53,32 @@ class Left:
 Made: TypeAlias = dict[str, Any] | Left
 
 
-class Sample:
-    """The first rows of a dataset, by which its format is recognised, and the first values of columns that begin with
-    nulls.
-    """
+class AllRows(Protocol):
+    """Questions about every row of a dataset. Rows are often sorted, so the first ones may not show what there is."""
 
-    def __init__(
-        self,
-        table: Mapping[str, Sequence[Any]],
-        search: Callable[[str, Callable[[Any], bool]], list[Any]] | None = None,
-    ) -> None:
+    def search(self, column: str, wanted: Callable[[Any], bool]) -> list[Any]:
+        """Some of the values that satisfy a condition."""
+        ...
+
+    def has_keys(self, column: str, keys: Iterable[str]) -> bool:
+        """Whether objects inside the values may have one of these keys. Values are not decoded."""
+        ...
+
+    def distinct(self, column: str, most: int) -> list[Any] | None:
+        """The distinct values; None if there are more than `most`."""
+        ...
+
+
+class Sample:
+    """The first rows of a dataset, by which its format is recognised, and what other rows add to them."""
+
+    def __init__(self, table: Mapping[str, Sequence[Any]], whole: AllRows | None = None) -> None:
         """
         Args:
             table: the first rows.
-            search: looks in all rows for values of a column that satisfy a condition, and returns some of them.
+            whole: all rows; None for a stream, of which only the first rows are known.
         """
-        self._table, self._search = table, search
+        self._table, self._whole = table, whole
         self._found: dict[tuple[str, bool], list[Any]] = {}
 
     def __contains__(self, column: object) -> bool:
@@ -91,19 +101,36 @@ class Sample:
         return list(self._table)
 
     def values(self, column: str) -> list[Any]:
-        """Some values of a column that are not null; empty if all are null."""
-        here = [value for value in self._table.get(column, ()) if value is not None]
+        """Some values of a column that are neither null nor empty text; empty if there are none."""
+        here = list(filter(_is_there, self._table.get(column, ())))
         return here or self._later(column, filled=False)
 
     def ever(self, column: str) -> bool:
         """Whether any row has a value in this column that is not empty."""
         return any(self._table.get(column, ())) or bool(self._later(column, filled=True))
 
+    def distinct(self, column: str, most: int) -> list[Any]:
+        """The distinct values of a column in all rows, without null and empty text; empty if there are more than
+        `most`.
+        """
+        if self._whole is None:
+            found: list[Any] | None = distinct_of(self._table.get(column, ()), most)
+        else:
+            found = self._whole.distinct(column, most) if column in self._table else None
+        return found or []
+
+    def within(self, column: str, keys: Iterable[str], wanted: Callable[[Any], bool]) -> bool:
+        """Whether any row's value in this column satisfies a condition that needs an object with one of the keys."""
+        if any(map(wanted, filter(_is_there, self._table.get(column, ())))):
+            return True
+        whole = self._whole
+        return whole is not None and whole.has_keys(column, keys) and bool(whole.search(column, wanted))
+
     def _later(self, column: str, *, filled: bool) -> list[Any]:
-        if self._search is None or column not in self._table:
+        if self._whole is None or column not in self._table:
             return []
         if (column, filled) not in self._found:
-            self._found[column, filled] = self._search(column, bool if filled else _is_there)
+            self._found[column, filled] = self._whole.search(column, bool if filled else _is_there)
         return self._found[column, filled]
 
     def first(self, column: str) -> Any:
@@ -112,7 +139,18 @@ class Sample:
 
 
 def _is_there(value: Any) -> bool:
-    return value is not None
+    return value is not None and value != ""
+
+
+def distinct_of(values: Iterable[Any], most: int) -> list[Any] | None:
+    """The distinct values without null and blank text; None if there are more than `most`."""
+    found: dict[tuple[type, str], Any] = {}
+    for value in values:
+        if value is not None and (not isinstance(value, str) or value.strip()):
+            found.setdefault((type(value), str(value)), value)
+            if len(found) > most:
+                return None
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,19 +186,39 @@ class Adapter:
 
 
 def asked_of(row: Row) -> Any:
-    """The question of a row: an instruction together with its input, or the first of `PROMPTS` that it has."""
+    """The question of a row: an instruction together with its input, or the first of `PROMPTS` that it has; after the
+    earlier turns of a row with a history.
+    """
     texts = [row.get("instruction"), row.get("input")]
     if row.get("prompt") is None and all(isinstance(text, str) for text in texts):
-        return "\n\n".join(str(text) for text in texts if str(text).strip())
-    return next((row[name] for name in PROMPTS if row.get(name) is not None), None)
+        return after_history("\n\n".join(str(text) for text in texts if str(text).strip()), row)
+    return after_history(next((row[name] for name in PROMPTS if row.get(name) is not None), None), row)
+
+
+def after_history(prompt: Any, row: Row) -> Any:
+    """A prompt after the earlier turns of its row, as messages: [[question, answer], ...], as LLaMA-Factory has them,
+    or messages. Unchanged without a list `history`; None for one of another form.
+    """
+    if not isinstance(prompt, str) or not isinstance(row.get("history"), list | tuple):
+        return prompt
+    turns: list[Any] = []
+    for entry in row["history"]:
+        pair = [entry] if isinstance(entry, Mapping) else records(entry)
+        if len(pair) == 2 and all(isinstance(text, str) for text in pair):
+            pair = [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
+        if not pair or not all(isinstance(turn, Mapping) for turn in pair):
+            return None
+        turns += pair
+    return [*turns, {"role": "user", "content": prompt}]
 
 
 def asked_columns(sample: Sample) -> list[str]:
     """The columns that `asked_of` reads."""
-    if "prompt" not in sample and sample.has("instruction", "input"):
-        return ["instruction", "input"]
     column = sample.name_of(PROMPTS)
-    return [] if column is None else [column]
+    names = [] if column is None else [column]
+    if "prompt" not in sample and sample.has("instruction", "input"):
+        names = ["instruction", "input"]
+    return [*names, *(["history"] if "history" in sample else [])]
 
 
 def number(value: Any) -> float | None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftune.amounts import counted
-from preftune.data.formats.adapter import LEFT, Adapter, Left, Made, Row, Sample, number
+from preftune.data.formats.adapter import LEFT, Adapter, Left, Made, Row, Sample, distinct_of, number
 from preftune.data.formats.registry import FORMATS
 from preftune.data.reading.arrow_tables import json_text
 from preftune.data.tokens_version import TOKENS_VERSION
@@ -84,13 +84,34 @@ class Converted:
 def sample_of(rows: Dataset) -> Sample:
     """The first rows of a dataset."""
     table: Mapping[str, list[Any]] = next(iter(rows.with_format(None).iter(batch_size=_SAMPLE)), {})
+    return Sample(table, _AllRows(rows))
 
-    def search(column: str, wanted: Callable[[Any], bool]) -> list[Any]:
-        batches = rows.with_format(None).select_columns([column]).iter(batch_size=_BATCH)
+
+@dataclass(frozen=True, slots=True)
+class _AllRows:
+    """All rows of a dataset (see `adapter.AllRows`)."""
+
+    rows: Dataset
+
+    def search(self, column: str, wanted: Callable[[Any], bool]) -> list[Any]:
+        batches = self.rows.with_format(None).select_columns([column]).iter(batch_size=_BATCH)
         found = ([value for value in batch[column] if wanted(value)] for batch in batches)
         return next(filter(None, found), [])
 
-    return Sample(table, search)
+    def has_keys(self, column: str, keys: Iterable[str]) -> bool:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if type(self.rows.features[column]).__name__ != "Json":
+            kind = str(self.rows.features.arrow_schema.field(column).type)
+            return any(f"{key}: " in kind for key in keys)
+        parts = self.rows.with_format("arrow").select_columns([column]).iter(batch_size=_BATCH)
+        either = "|".join(f'"{key}"' for key in keys)
+        return any(pc.any(pc.match_substring_regex(part[column].cast(pa.string()), either)).as_py() for part in parts)
+
+    def distinct(self, column: str, most: int) -> list[Any] | None:
+        batches = self.rows.with_format(None).select_columns([column]).iter(batch_size=10_000)
+        return distinct_of((value for batch in batches for value in batch[column]), most)
 
 
 def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:

@@ -18,7 +18,7 @@ from typing import Any
 from preftune.data.chat.messages import Where, read_text
 from preftune.data.formats.adapter import PROMPTS, Sample
 from preftune.data.formats.columns import Columns, listing, named_paths
-from preftune.data.formats.single_answers import verdict
+from preftune.data.formats.single_answers import labels_in, verdict
 from preftune.data.formats.to_pair import (
     about,
     as_answer,
@@ -120,13 +120,23 @@ template).
 """
 
 
-def label_column(sample: Sample) -> str | None:
-    """The column that says whether an answer is good, if all of its values can be read as labels."""
-    for column in _LABELS:
-        values = sample.values(column)
-        if values and all(verdict(value) is not None for value in values):
-            return column
-    return None
+def label_column(sample: Sample, *, name: str) -> str | None:
+    """The column that says whether an answer is good.
+
+    Args:
+        name: of the dataset, for messages.
+    Raises: DatasetError for labels beside other values.
+    """
+    found = labels_in(sample, _LABELS)
+    if found is None:
+        return None
+    column, others = found
+    if others:
+        raise DatasetError(
+            f"The column {column!r} of {name} holds labels beside other values ({listing(map(str, others))}). "
+            f"--columns label={column} leaves the rows with other values out, and --columns label= reads no labels."
+        )
+    return column
 
 
 def find_columns(
@@ -195,9 +205,10 @@ class DemonstrationReader:
         """The same reader, with texts as turns."""
         return replace(self, chat=True)
 
-    def is_good(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row's label allows its answer to be imitated."""
-        return bool(verdict(self.columns.pick(row).get("label")))
+    def refused(self, row: Mapping[str, Any]) -> str | None:
+        """Why a row's label does not allow its answer to be imitated: a key of `DEMONSTRATION_REASONS`."""
+        label = verdict(self.columns.pick(row).get("label"))
+        return "no_label" if label is None else None if label else "bad_answer"
 
     def read(self, row: Mapping[str, Any], number: int) -> Example:
         """The demonstration of a row.

@@ -15,10 +15,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from preftune.data.chat.messages import read_transcript, role_of
-from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, number, records
+from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, after_history, number, records
 from preftune.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -113,17 +113,11 @@ def _alpaca_rows(row: Row) -> Iterator[Made]:
     column = next((name for name in _QUESTIONS if row.get(name) is not None), None)
     texts = [row.get(name) for name in (("instruction", "input") if column == "instruction" else (column,)) if name]
     question = "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
-    history = [records(pair) for pair in records(row.get("history"))]
+    prompt = after_history(question, {"history": row.get("history") or []})
     sides = next((names for names in _SIDES if all(row.get(name) is not None for name in names)), None)
-    if sides is None or any(len(pair) != 2 for pair in history):
+    if sides is None or prompt is None:
         yield Left("other_shape")
         return
-    turns = [
-        {"role": role, "content": text}
-        for pair in history
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
-    prompt: list[dict[str, Any]] = [*turns, {"role": "user", "content": question}]
     yield {"prompt": prompt, "chosen": row[sides[0]], "rejected": row[sides[1]]}
 
 

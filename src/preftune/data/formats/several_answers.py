@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preftune.data.formats.adapter import (
     PROMPTS,
@@ -30,6 +30,10 @@ from preftune.data.formats.adapter import (
     rated_pairs,
     records,
 )
+from preftune.errors import DatasetError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _ANSWERS = ("completions", "responses", "answers", "generations", "outputs", "candidates")
 _IN_ORDER = ("ranked_completions", "ranked_responses", "ranked_answers", "ranked_outputs", "ranking", "ranked")
@@ -120,6 +124,20 @@ def _ranked_column(sample: Sample) -> str | None:
     return column if len(ranked) > 1 and not all(isinstance(one, int | float) for one in ranked) else None
 
 
+def _check_ranked(rows: Dataset, sample: Sample) -> None:
+    """Refuses names of answers in place of the answers."""
+    column = _ranked_column(sample)
+    ranked = {str(one) for one in records(sample.first(column))} if column else set()
+    others = next((sample.first(name) for name in _ANSWERS if name in sample), None)
+    answers = {str(_first(one, _TEXT) if isinstance(one, Mapping) else one) for one in records(others)}
+    if ranked <= {*sample.columns} or (answers and not ranked & answers):
+        raise DatasetError(
+            f"The column {column!r} names answers ({', '.join(sorted(ranked))[:80]}), which are in other columns. "
+            "Write the answers themselves from best to worst into 'ranked_responses', or a rank for each answer (1 is "
+            "the best) into 'ranks'."
+        )
+
+
 def _ranked_rows(row: Row) -> Iterator[Made]:
     prompt, answers = asked_of(row), records(_first(row, (*_IN_ORDER, *_ANSWERS, "output")))
     if prompt is None:
@@ -181,7 +199,14 @@ ADAPTERS = (
         uses=lambda sample: ("instruction", "completions"),
     ),
     Adapter("scored", "a prompt and answers with scores or ranks", _is_scored, rows=_scored_rows, uses=_scored_uses),
-    Adapter("ranked", "a prompt and answers from best to worst", _is_ranked, rows=_ranked_rows, uses=_ranked_uses),
+    Adapter(
+        "ranked",
+        "a prompt and answers from best to worst",
+        _is_ranked,
+        rows=_ranked_rows,
+        uses=_ranked_uses,
+        check=_check_ranked,
+    ),
     Adapter(
         "helpsteer2",
         "an answer per row with its helpfulness, several to a prompt",

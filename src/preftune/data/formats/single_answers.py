@@ -16,22 +16,40 @@ from functools import partial
 from typing import Any
 
 from preftune.data.chat.messages import role_of
-from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, asked_as, records
+from preftune.data.formats.adapter import (
+    Adapter,
+    Left,
+    Made,
+    Row,
+    Sample,
+    after_history,
+    asked_as,
+    number,
+    records,
+)
 
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _COMPLETIONS = ("completion", "response", "answer", "output")
 _LABELS = ("label", "kto_tag")
 _THUMBS = ("thumbs", "thumb", "feedback", "vote", "reaction", "rating")
-_GOOD = frozenset("up thumbs_up thumbs-up thumbsup 👍 like liked good positive 1 +1 true".split())
-_BAD = frozenset("down thumbs_down thumbs-down thumbsdown 👎 dislike disliked bad negative -1 0 false".split())
+_GOOD = frozenset(
+    "up thumbs_up thumbs-up thumbsup 👍 like liked good positive 1 true yes desirable chosen accepted".split()
+)
+_BAD = frozenset(
+    "down thumbs_down thumbs-down thumbsdown 👎 dislike disliked bad negative 0 -1 false no undesirable "
+    "rejected".split()
+)
+_MOST = 8
+"""Distinct values that a column of labels may have, some of which are not labels; a column with more holds texts."""
 
 
 def verdict(value: Any) -> bool | None:
     """Reads a label: True for a good answer, False for a bad one, None for any other value."""
     if isinstance(value, bool):
         return value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    amount = number(value)
+    if amount is not None and amount.is_integer():
+        value = int(amount)  # pandas writes 1.0 where a label is missing in another row
     word = str(value).strip().lower().replace(" ", "_")
     return True if word in _GOOD else False if word in _BAD else None
 
@@ -46,27 +64,33 @@ def _answered(sample: Sample) -> bool:
     return sample.any("prompt", "instruction") and sample.any(*_COMPLETIONS)
 
 
-def _labelled(columns: tuple[str, ...], sample: Sample) -> bool:
-    column = sample.name_of(columns)
-    values = sample.values(column) if column else []
-    return bool(values) and all(verdict(value) is not None for value in values)
+def labels_in(sample: Sample, columns: Iterable[str]) -> tuple[str, list[Any]] | None:
+    """The first of these columns that holds labels, and its other values.
+
+    Numbers other than 1, 0 and -1 are ratings and no labels. Null and blank text mean that there is no label."""
+    for column in columns:
+        values = sample.distinct(column, _MOST)
+        others = [value for value in values if verdict(value) is None]
+        if len(others) < len(values) and all(number(value) is None for value in others):
+            return column, others
+    return None
 
 
 def _is_kto(sample: Sample) -> bool:
-    return _answered(sample) and _labelled(_LABELS, sample)
+    return _answered(sample) and labels_in(sample, _LABELS) is not None
 
 
 def _is_thumbs(sample: Sample) -> bool:
     if not _answered(sample) or _is_kto(sample):
         return False
-    if _labelled(_THUMBS, sample):
+    if labels_in(sample, _THUMBS) is not None:
         return True
     column = sample.name_of(_CONVERSATIONS)
-    return column is not None and any(
-        isinstance(turn, Mapping) and _thumb_of(turn) is not None
-        for turns in sample.values(column)
-        for turn in records(turns)
-    )
+    return column is not None and sample.within(column, _THUMBS, _has_thumb)
+
+
+def _has_thumb(turns: Any) -> bool:
+    return any(isinstance(turn, Mapping) and _thumb_of(turn) is not None for turn in records(turns))
 
 
 def _is_alpaca(sample: Sample) -> bool:
@@ -103,13 +127,14 @@ def _pairs(columns: tuple[str, ...], rows: Iterable[Row]) -> Iterator[tuple[int,
 
 def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, bool | None]]:
     """The (prompt, answer, verdict) of every labelled answer in a row."""
-    label = next((row[name] for name in columns if row.get(name) is not None), None)
+    label = next((row[name] for name in columns if verdict(row.get(name)) is not None), None)
     turns = next((records(row[name]) for name in _CONVERSATIONS if row.get(name) is not None), None)
     if turns is None:
         prompt = row.get("prompt")
         if prompt is None and isinstance(row.get("instruction"), str):
             texts = [row["instruction"], row.get("input")]
             prompt = "\n\n".join(text for text in texts if isinstance(text, str) and text.strip())
+        prompt = after_history(prompt, row)
         answer = next((row[name] for name in _COMPLETIONS if row.get(name) is not None), None)
         if prompt is not None and answer is not None:
             yield prompt, answer, verdict(label)
@@ -133,16 +158,17 @@ def _thumb_of(turn: Mapping[str, Any]) -> bool | None:
 
 
 def _uses(columns: tuple[str, ...], sample: Sample) -> list[str]:
-    turns, label = sample.name_of(_CONVERSATIONS), sample.name_of(columns)
+    turns, labels = sample.name_of(_CONVERSATIONS), labels_in(sample, columns)
     answer = sample.name_of(_COMPLETIONS)
     asked = ["prompt"] if "prompt" in sample else ["instruction", "input"]
-    read = [turns] if turns else [*asked, answer]
-    return [column for column in (*read, label) if column is not None]
+    read = [turns] if turns else [*asked, answer, "history"]
+    return [column for column in (*read, labels and labels[0]) if column is not None]
 
 
 def _one_label(columns: tuple[str, ...], sample: Sample) -> str:
-    column = sample.name_of(columns)
-    found = {verdict(value) for value in sample.values(column)} if column else set()
+    labels = labels_in(sample, columns)
+    column = labels[0] if labels else ""
+    found = {verdict(value) for value in sample.values(column)} - {None}
     if len(found) != 1:
         return ""
     return f"Every {column!r} among the first rows says {'good' if found.pop() else 'bad'}. "

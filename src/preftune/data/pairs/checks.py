@@ -50,6 +50,7 @@ def check_scale(scale: float, shaped: Shaped, columns: Columns, name: str) -> No
         )
 
 
+_SYSTEM = "system"
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Other trainers' names of the columns of pictures and sounds."""
 
@@ -63,7 +64,7 @@ def unused_texts(sample: Sample, used: Iterable[str]) -> list[str]:
     likely = [name for names in SYNONYMS.values() for name in names]
     found = []
     for column in sample.columns:
-        values = [value for value in sample.values(column) if value not in ("", [], {})]
+        values = [value for value in sample.values(column) if value not in ([], {})]
         if column not in read and values and (column.lower() in (*likely, *MEDIA) or any(map(_has_words, values))):
             found.append(column)
     return sorted(found, key=lambda column: column.lower() not in likely)
@@ -82,9 +83,10 @@ def not_used(unused: Sequence[str]) -> list[str]:
     media, texts = ([name for name in unused if (name.lower() in MEDIA) is of_media] for of_media in (True, False))
     notes = []
     if texts:
+        system = next((f" --columns system={name} reads the system prompt." for name in texts if _SYSTEM in name), "")
         notes.append(
             f"Not used: {listing(texts)}. --columns prompt=COLUMN (columns={{'prompt': COLUMN}}) reads one of them "
-            "instead; a plus joins several."
+            f"instead; a plus joins several.{system}"
         )
     if media:
         notes.append(
@@ -105,6 +107,18 @@ def optional_columns(columns: Columns) -> list[str]:
             ("system", "each conversation's system prompt"),
         )
         if column in columns
+    ]
+
+
+def contradicting(pairs: Any) -> list[str]:
+    """A note on ratings that contradict the preference, among the first pairs of a `PairDataset`."""
+    strengths = [attempt.strength for attempt in pairs[:HEAD].attempts()]
+    against = sum(strength is not None and strength < 0 for strength in strengths)
+    if not against:
+        return []
+    return [
+        f"In {against} of the first {counted(len(strengths), 'row')} the rejected answer has the higher rating; the "
+        "margin of such pairs is 0. Check which column holds which rating."
     ]
 
 

@@ -13,6 +13,7 @@ from preftune.data.pairs.checks import (
     check_head,
     check_nulls,
     check_scale,
+    contradicting,
     good_ones,
     not_used,
     optional_columns,
@@ -84,7 +85,8 @@ def read_pairs(
     )
     head = good_ones(pairs[:HEAD].attempts()) if tolerant else list(pairs[:HEAD])
     noticed = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
-    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed)
+    against = contradicting(pairs) if margin_from_scores is not None else []
+    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed, *against)
     return pairs
 
 

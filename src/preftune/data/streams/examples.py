@@ -128,8 +128,8 @@ def _answers(name: str, kind: Kind, head: Any, begin: Pass, *, chat: bool, **rea
         if labelled:
             found = answer_of(made, row, number, name=name)
             yield Left(found) if isinstance(found, str) else found
-        elif judged and not made.is_good(row):
-            yield Left("bad_answer")
+        elif judged and (reason := made.refused(row)) is not None:
+            yield Left(reason)
         else:
             yield made.read(row, number)
 

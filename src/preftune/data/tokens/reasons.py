@@ -35,8 +35,10 @@ REASONS: Mapping[str, tuple[str, str]] = {
 }
 """Why a row cannot be trained: reason -> (what is wrong, how to correct it)."""
 
+_NO_LABEL = ("the label means neither good nor bad", "Write true or false, or remove such rows.")
 DEMONSTRATION_REASONS: Mapping[str, tuple[str, str]] = {
     "bad_answer": ("the answer is labelled as bad", "No action is needed."),
+    "no_label": _NO_LABEL,
     "repeated": ("the same answer to the same prompt occurs in an earlier row", "No action is needed."),
     "beaten": ("another row prefers another answer to this one", "No action is needed."),
     "empty_completion": ("the answer holds nothing to learn", "Remove such rows, or fill in the answer."),
@@ -59,7 +61,7 @@ DEMONSTRATION_REASONS: Mapping[str, tuple[str, str]] = {
 """The same for a demonstration."""
 
 LABELLED_REASONS: Mapping[str, tuple[str, str]] = {
-    "no_label": ("the label means neither good nor bad", "Write true or false, or remove such rows."),
+    "no_label": _NO_LABEL,
     "no_answer": ("the conversation does not end with a turn of the assistant", "Remove the turns after the answer."),
     "empty_completion": ("the answer is empty", "Remove such rows, or fill in the answer."),
     "no_answer_left": ("truncation cuts off the whole answer", "Raise max_length."),
