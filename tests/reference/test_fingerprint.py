@@ -23,8 +23,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from logps.groups import random_groups
 from models_zoo import random_model
 from preftune.reference import Numerics, fingerprint
-from preftune.reference.fingerprint import FINGERPRINT_VERSION, completion_keys
-from tests.reference.keys import completion_key
+from preftune.reference.fingerprint import FINGERPRINT_VERSION
 
 
 def with_lora(model, *, seed: int = 0, trained: bool = False, **options):
@@ -387,32 +386,3 @@ def test_how_scores_are_computed_is_part_of_their_address():
     ]
     assert len(set(seen)) == len(seen)
     assert numerics() == numerics()
-
-
-def test_the_boundary_between_prompt_and_completion_is_part_of_the_key():
-    keys = {completion_key([1, 2], [3]), completion_key([1], [2, 3]), completion_key([1, 2, 3], [])}
-    assert len(keys) == 3
-
-
-def test_the_key_depends_on_every_token_and_on_nothing_else():
-    import numpy as np
-
-    key = completion_key([1, 2], [3, 4])
-    assert completion_key((1, 2), np.array([3, 4], np.int64)) == key
-    others = [([0, 2], [3, 4]), ([1, 2], [3, 5]), ([2, 1], [3, 4]), ([1, 2], [3, 4, 0]), ([1, 2], [3, 4 + 2**16])]
-    assert len({completion_key(*other) for other in others} | {key}) == len(others) + 1
-
-
-def test_the_key_depends_on_what_is_scored_and_of_ordinary_completions_is_what_it_always_was():
-    """The bytes are those of the first release: caches that people have stay valid."""
-    written = "ac6e28a5d1a9f0915bbb57e24e8675e0", "53bf1005a195144ad7cb9fceef58fa79"
-    assert [key.hex() for key in completion_keys([1, 2], [[3, 4, 5], [7]])] == list(written)
-    assert [key.hex() for key in completion_keys([1, 2], [[3, 4, 5], [7]], ((), ()))] == list(written)
-    spans = [(), ((0, 1),), ((1, 3),), ((0, 1), (2, 3)), ((2, 3),)]
-    keys = {completion_key([1, 2], [3, 4, 5], span) for span in spans}
-    assert len(keys) == len(spans)
-    ordinary, part = completion_keys([1, 2], [[3, 4, 5], [3, 4, 5]], ((), ((1, 3),)))
-    assert (ordinary.hex(), part) == (written[0], completion_key([1, 2], [3, 4, 5], ((1, 3),)))
-    # spans are not mistaken for tokens, wherever a completion ends
-    assert completion_key([1], [2, 3, 0, 1, 2], ()) != completion_key([1], [2, 3], ((0, 1),))
-    assert completion_key([1], [2, 0, 1], ((0, 1),)) != completion_key([1], [2], ((0, 1), (0, 1)))

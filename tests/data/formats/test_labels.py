@@ -82,12 +82,12 @@ def test_a_missing_thumb_is_no_thumb(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("words", "other"), [(("down", "up", "neutral"), "neutral"), (("0", "1", "N/A"), "N/A")])
 @pytest.mark.parametrize("column", ["label", "feedback"])
-def test_labels_beside_other_words_are_a_question(words: tuple[str, ...], other: str, column: str) -> None:
+def test_labels_mixed_with_other_words_are_a_question(words: tuple[str, ...], other: str, column: str) -> None:
     """They were trained, all of them, without a word."""
     rows = [{"prompt": f"q{i}", "response": words[i % 3], column: words[i % 3]} for i in range(3)] * 50
     rows.sort(key=lambda row: row["response"] == other)  # the other one comes after the first hundred rows
     for load in (load_demonstrations, load_labelled):
-        with pytest.raises(DatasetError, match=rf"The column '{column}' of .* beside other values \('{other}'\)"):
+        with pytest.raises(DatasetError, match=rf"The column '{column}' of .* mixed with other values \('{other}'\)"):
             load(rows)
     assert trained(rows, columns={"label": None}) == dict.fromkeys(words, 50)
     assert left(load_demonstrations(rows, columns={"label": column})) == {"bad_answer": 50, "no_label": 50}

@@ -381,9 +381,6 @@ def test_a_reward_model_in_memory_rates_with_the_tokenizer_it_is_given(tmp_path)
     trainer.train()
     logged = trainer.state.log_history[0]
     assert logged["reward"] == pytest.approx(sum(logged[f"rewards/{name}/mean"] for name in trainer.rewards.names))
-    reward_model.save_pretrained(tmp_path / "rm")
-    tiny_tokenizer().save_pretrained(tmp_path / "rm")
-    made(reward_funcs=tmp_path / "rm").train()
     for given, said in (
         ({"reward_funcs": reward_model}, "has no tokenizer"),
         ({"reward_funcs": [letters, letters], "reward_processing_classes": tiny_tokenizer()}, "must match"),

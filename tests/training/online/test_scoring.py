@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from preftune import GRPOConfig
 from preftune.errors import RequestError
 from preftune.generation.prompts import Prompt
+from preftune.training.online.reward_functions import open_rewards
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import MarkingScorer, Score, as_spec, combined, open_score, read_mark
 from saved_reward import save_reward
@@ -142,3 +144,12 @@ def test_rewards_that_ship(spec, answer, expected):
 def test_a_rule_that_cannot_be_is_refused(spec, said):
     with ExitStack() as opened, pytest.raises(RequestError, match=said):
         open_score([spec], opened)
+
+
+def test_a_reward_model_may_be_named_by_a_path(tmp_path: Path) -> None:
+    folder = Path(save_reward(tmp_path / "rm", save_tiny(tmp_path / "base")))
+    options: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, "report_to": "none"}
+    with ExitStack() as opened:
+        given = open_rewards(folder, GRPOConfig(**options), opened)
+        named = open_rewards(None, GRPOConfig(**options, reward_model=folder), opened)
+        assert given([rollout("yes")]) == named([rollout("yes")])

@@ -125,7 +125,7 @@ def label_column(sample: Sample, *, name: str) -> str | None:
 
     Args:
         name: of the dataset, for messages.
-    Raises: DatasetError for labels beside other values.
+    Raises: DatasetError for labels mixed with other values.
     """
     found = labels_in(sample, _LABELS)
     if found is None:
@@ -133,7 +133,7 @@ def label_column(sample: Sample, *, name: str) -> str | None:
     column, others = found
     if others:
         raise DatasetError(
-            f"The column {column!r} of {name} holds labels beside other values ({listing(map(str, others))}). "
+            f"The column {column!r} of {name} holds labels mixed with other values ({listing(map(str, others))}). "
             f"--columns label={column} leaves the rows with other values out, and --columns label= reads no labels."
         )
     return column

@@ -111,7 +111,9 @@ def optional_columns(columns: Columns) -> list[str]:
 
 
 def contradicting(pairs: Any) -> list[str]:
-    """A note on ratings that contradict the preference, among the first pairs of a `PairDataset`."""
+    """A note on ratings that become margins and contradict the preference, among the first pairs of a `PairDataset`."""
+    if pairs.reader.scale is None:
+        return []
     strengths = [attempt.strength for attempt in pairs[:HEAD].attempts()]
     against = sum(strength is not None and strength < 0 for strength in strengths)
     if not against:

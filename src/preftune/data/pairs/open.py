@@ -85,8 +85,7 @@ def read_pairs(
     )
     head = good_ones(pairs[:HEAD].attempts()) if tolerant else list(pairs[:HEAD])
     noticed = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
-    against = contradicting(pairs) if margin_from_scores is not None else []
-    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed, *against)
+    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed, *contradicting(pairs))
     return pairs
 
 
