@@ -16,6 +16,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -59,7 +60,9 @@ def main() -> int:
     )
     started = time.perf_counter() - began
     address = ray.get_runtime_context().gcs_address
-    stages, alike = {}, True
+    folder_of_result = options.out or RESULTS
+    command = f"python benchmarks/ray_scale.py --rows {options.rows} --stages {' '.join(options.stages)}"
+    stages = earlier(folder_of_result / "ray_scale.json")
     with tempfile.TemporaryDirectory() as folder:
         home = os.getcwd()
         os.chdir(folder)
@@ -77,31 +80,24 @@ def main() -> int:
                     "result": whole["result"],
                 }
                 print(f"{stage}, {workers or 'no'} workers: {work:.1f} s after {few['seconds']:.1f} s", flush=True)
-            alike &= len({run.pop("result") for run in runs.values()}) == 1
-            stages[stage] = {"rows": options.rows, "runs": runs}
+            alike = len({run.pop("result") for run in runs.values()}) == 1
+            stages[stage] = {"rows": options.rows, "runs": runs, "same_bytes": alike}
+            result = {"benchmark": "ray_scale", "seconds_to_start_a_cluster": started, "stages": stages}
+            write_result(rounded({**result, **provenance(command)}), folder_of_result, "ray_scale")
         os.chdir(home)
     ray.shutdown()
-    folder_of_result = options.out or RESULTS
-    stages = earlier(folder_of_result / "ray_scale.json") | stages
-    command = f"python benchmarks/ray_scale.py --rows {options.rows} --stages {' '.join(options.stages)}"
-    result = {
-        "benchmark": "ray_scale",
-        "seconds_to_start_a_cluster": started,
-        "stages": stages,
-        "same_bytes": alike,
-        **provenance(command),
-    }
-    write_result(rounded(result), folder_of_result, "ray_scale")
-    print(table(result["stages"]))
-    if not alike:
-        print("FAILED: the results differ")
-    return int(not alike)
+    print(table(stages))
+    differ = [stage for stage in options.stages if not stages[stage]["same_bytes"]]
+    if differ:
+        print(f"FAILED: the results of {', '.join(differ)} differ")
+    return int(bool(differ))
 
 
 def table(stages: dict[str, Any]) -> str:
     """The rows of docs/scaling.md: seconds of work, and in brackets those of 200 rows."""
-    columns = ("one process", "1 worker", "2 workers")
-    lines = [f"| command | rows | {' | '.join(columns)} |", "|---|---|---|---|---|"]
+    of_stages = [stage["runs"] for stage in stages.values()]
+    columns = [column for column in of_stages[-1] if all(column in runs for runs in of_stages)]
+    lines = [f"| command | rows | {' | '.join(columns)} |", "|---" * (2 + len(columns)) + "|"]
     for stage in (name for name in SHOWN if name in stages):
         runs = [stages[stage]["runs"][column] for column in columns]
         cells = (f"{run['work']:.0f} ({run['start']:.0f})" for run in runs)
@@ -148,12 +144,14 @@ def prepare(rows: int) -> None:
 def measured(stage: str, rows: int, workers: int, address: str) -> dict[str, Any]:
     """The seconds of a command, and a digest of what it made."""
     words = {
-        "convert": ["convert", f"pairs-{rows}.jsonl", "-o", "out.jsonl", "--overwrite", "--dedupe", "--json"],
+        "convert": ["convert", f"pairs-{rows}.jsonl", "-o", "out.jsonl", "--dedupe", "--json"],
         "score": ["score", "dpo", "--model", "model", "--data", f"pairs-{rows}.jsonl", *SCORING],
         "audit": ["audit", f"pairs-{rows}.jsonl", "-o", "out", "--json"],
         "label": ["label", f"samples-{rows}.jsonl", "--judge", "rule:overlap_rules:overlap", "-o", "out.jsonl"],
     }[stage]
     words += ["--ray", address, "--ray_workers", str(workers)] if workers else []
+    for left in Path().glob("out*"):
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     with tempfile.TemporaryDirectory() as cache:
         began = time.perf_counter()
         command = [sys.executable, "-m", "preftune", *words]

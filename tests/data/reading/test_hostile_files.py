@@ -268,20 +268,20 @@ def test_standard_input_in_another_encoding(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.slow
-def test_a_million_rows(tmp_path: Path) -> None:
+def test_many_rows_take_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "many.jsonl"
     with path.open("wb") as file:
-        for start in range(0, 1_000_000, 1000):
+        for start in range(0, 300_000, 1000):
             file.write(
                 b"".join(b'{"prompt":"p%d","chosen":"a","rejected":"b"}\n' % i for i in range(start, start + 1000))
             )
         file.write(b'{"prompt":"p","chosen":"a","rejected":true}\n')
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     pairs = read_pairs(path, tolerant=True)
-    assert len(pairs) == 1_000_001
-    assert pairs[999_999].prompt == "p999999"
-    problems = [attempt for attempt in pairs[990_000:].attempts() if attempt.pair is None]
-    assert [attempt.row for attempt in problems] == [1_000_000]
+    assert len(pairs) == 300_001
+    assert pairs[299_999].prompt == "p299999"
+    problems = [attempt for attempt in pairs[290_000:].attempts() if attempt.pair is None]
+    assert [attempt.row for attempt in problems] == [300_000]
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < 400 * len(pairs)  # bytes; a Python dict of the three texts alone has about as many
 
