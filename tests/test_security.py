@@ -24,8 +24,8 @@ from preftune.errors import PreftuneError
 from preftune.models import load_model
 from preftune.storage.trained_prompts import read_trained_prompts
 from preftune.training import DPOConfig, DPOTrainer
+from preftune.training.record.manifest import DamagedError, check_files, size_and_hash, write_manifest
 from preftune.training.record.manifest import read_manifest as read_checkpoint_manifest
-from preftune.training.record.manifest import write_manifest
 from tests.deploy.runs import save_base, save_run
 from tiny import chat_rows, tiny_tokenizer
 
@@ -166,6 +166,9 @@ def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
     assert manifest is not None
     with pytest.raises(PreftuneError, match="outside the folder"):
         damaged_files(folder, manifest)
+    for name in ("../secret", "sub/../../secret", str(tmp_path / "secret")):
+        with pytest.raises(DamagedError, match="outside the folder"):  # though it is what the manifest says
+            check_files(folder, {name: size_and_hash(tmp_path / "secret")})
 
 
 def test_what_a_training_leaves_in_the_cache_is_for_its_user_only(tmp_path: Path, monkeypatch) -> None:

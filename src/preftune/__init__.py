@@ -106,6 +106,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
+        from preftune.from_trl import INSTEAD
+
+        if name in INSTEAD:  # an AttributeError would lose the hint in `from preftune import NAME`
+            raise ImportError(f"preftune has no {name}. {INSTEAD[name]} docs/from-trl.md lists what differs from TRL.")
         raise AttributeError(f"module 'preftune' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value

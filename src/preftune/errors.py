@@ -81,7 +81,7 @@ def sentence(text: str) -> str:
 def did_you_mean(
     name: str, names: Iterable[str], *, otherwise: str = "", most: int = 1, cutoff: float = 0.6, shown: str = "{!r}"
 ) -> str:
-    """The question in an error message: the known names that may have been meant, whatever their case.
+    """The question in an error message: the other known names that may have been meant, whatever their case.
 
     Args:
         otherwise: the sentence if no known name is similar.
@@ -89,6 +89,6 @@ def did_you_mean(
         cutoff: minimum similarity of a name, from 0 to 1.
         shown: format of a name.
     """
-    known = {one.lower(): one for one in names}
+    known = {one.lower(): one for one in names if one != name}
     near = [known[one] for one in difflib.get_close_matches(name.lower(), known, n=most, cutoff=cutoff)]
     return f"Did you mean {' or '.join(map(shown.format, near))}?" if near else otherwise

@@ -60,12 +60,32 @@ def test_no_command_shows_help_and_is_a_wrong_request(preftune) -> None:
         (["audit", "d.jsonl", "-o", " "], "--output is empty. Name a folder."),
         (["convert", "d.jsonl", "-o", ""], "--output is empty. Name a file."),
         (["merge", "runs/dpo", "-o", ""], "--output is empty. Name a folder."),
-        (["demo", "--output", ""], "--output_dir is empty. Name a folder."),
-        (["dpo", "--model", "m", "--data", "d", "--output_dir", ""], "--output_dir '' is not a folder. Name one"),
-        (["dpo", "--model", "m", "--data", "d", "--output_dir", "", "--seeds", "0", "1"], "is not a folder"),
+        (["demo", "--output", ""], "--output is empty. Name a folder."),
+        (["dpo", "--model", "m", "--data", "d", "--output_dir", ""], "--output_dir is empty. Name a folder."),
+        (["dpo", "--model", "m", "--data", "d", "--output-dir=", "--seeds", "0", "1"], "--output-dir is empty."),
+        (["dpo", "--model", "m", "--data", ""], "--data is empty. Name a file."),
+        (["sft", "--model", "m", "--dataset_name", "d", " "], "--dataset_name is empty. Name a file."),
+        (["kto", "--model", "m", "--data", "d", "--eval_dataset_name", ""], "--eval_dataset_name is empty."),
+        (["dpo", "--model", "m", "--data", "d", "--resume", ""], "--resume is empty. Give a value, or leave it out."),
+        (["dpo", "--config="], "--config is empty. Name a file."),
+        (["sample", "--model", "m", "--data", "", "-o", "s.jsonl"], "--data is empty. Name a file."),
+        (["audit", ""], "DATA is empty. Name a file."),
+        (["audit", "d.jsonl", "--eval="], "--eval is empty. Name a file."),
+        (["convert", "", "-o", "o.jsonl"], "DATA is empty. Name a file."),
+        (["eval", "--model", "m", "--judge", "shorter", "--prompts="], "--prompts is empty. Name a file."),
+        (["compare", "--model", "m", "--data", "", "--judge", "shorter"], "--data is empty. Name a file."),
+        (["label", "", "--judge", "shorter", "-o", "o.jsonl"], "SAMPLES is empty. Name a file."),
+        (["report", ""], "RUN is empty. Name a folder."),
+        (["merge", "", "-o", "o"], "ADAPTER is empty. Name a model."),
+        (["convert-recipe", ""], "RECIPE.yaml is empty. Name a file."),
+        (["sweep", " "], "RECIPE is empty. Name a file."),
+        (["serve", ""], "RUN is empty. Name a folder."),
+        (["chat", "--model", ""], "--model is empty. Name a model."),
+        (["score", "--model", "m", "--data="], "--data is empty. Name a file."),
+        (["plan", "dpo", "--model", "m", "--data", ""], "--data is empty. Name a file."),
     ],
 )
-def test_an_empty_place_is_not_the_working_directory(
+def test_an_empty_name_is_not_the_working_directory(
     preftune, words: list[str], flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

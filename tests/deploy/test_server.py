@@ -177,3 +177,13 @@ def test_a_flag_without_effect_is_refused(run: Path, tmp_path: Path, words: list
     names = {"RUN": str(run), "FILE": str(tmp_path / "model.gguf")}
     assert main([names.get(word, word) for word in words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_without_a_base_is_not_exported_before_it_is_asked_for(tmp_path: Path, capsys) -> None:
+    whole = save_base(tmp_path / "whole")
+    out = tmp_path / "out"
+    assert main(["export", str(whole), "-o", str(out)]) == 2
+    assert f"{whole} does not say what it was trained from. Give it with --base MODEL" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["verify", str(whole), "--against", str(whole)]) == 2
+    assert "does not say what it was trained from" in capsys.readouterr().err

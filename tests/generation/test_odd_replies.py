@@ -328,3 +328,22 @@ def test_an_empty_field_of_thoughts_hides_none_in_another(content) -> None:
     choice = SimpleNamespace(message=message, finish_reason="stop")
     reply = read_reply(SimpleNamespace(choices=[choice], usage=None), 3)
     assert (reply.text, reply.thought) == ("Paris.", "hm")
+
+
+def test_a_model_that_is_listed_and_not_found_is_not_suggested_again(server) -> None:
+    server.faults = [Fault(status=404, body=json.dumps({"error": {"message": "gone"}}))]
+    with endpoint(server) as model, pytest.raises(RequestError, match=r"404: gone\)\. It lists this model") as found:
+        model.chat(HELLO, max_tokens=5)
+    assert "Did you mean" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "finished"),
+    [("stop", True), ("tool_calls", True), ("eos_token", True), (None, True), (["stop"], True), ({"a": 1}, True),
+     ("length", False), ("content_filter", False)],
+)  # fmt: skip
+def test_only_a_reply_that_was_cut_counts_as_cut(server, reason: object, finished: bool) -> None:
+    server.faults = [Fault(body=body(choices=[{**message(None)[0], "finish_reason": reason}]))]
+    with endpoint(server) as model:
+        reply = model.chat(HELLO, max_tokens=5)
+    assert (reply.text, reply.finished, reply.cut) == ("", finished, reason == "length")

@@ -89,7 +89,7 @@ class Trained:
     def answers(self) -> Answers:
         """Raises: RequestError if the run does not name its base."""
         prompts, limit = self.questions.prompts, self.questions.max_new_tokens
-        base = ServedModel(self._base_name(), **self.options)
+        base = ServedModel(self.base_name(), **self.options)
         run_answers = self.run.answers(prompts, limit)
         self.run.close()
         base_answers = base.answers(prompts, limit)
@@ -100,14 +100,18 @@ class Trained:
         self.run.close()
         return Answers(run_answers, base_answers, groups, scores, base_scores)
 
-    def _base_name(self) -> str:
+    def base_name(self) -> str:
+        """The base that the run names. Raises: RequestError if it names none."""
         if self.base_model is not None:
             return self.base_model
         if self.run.source.is_adapter:
             return self.run.source.base_name
         name = str(run_facts(self.run.name, "model").get("name") or "")
         if not name:
-            raise RequestError(f"{self.run.name} does not say what it was trained from. Give it with --base MODEL.")
+            raise RequestError(
+                f"{self.run.name} does not say what it was trained from. Give it with --base MODEL; "
+                "preftune export also exports without a comparison (--no_verify)."
+            )
         return name
 
     def gaps(self, served: Sequence[Kept]) -> dict[int, float]:

@@ -92,6 +92,7 @@ def verify(
     if folder is not None and manifest is not None and (damaged := damaged_files(folder, manifest)):
         found.faults.append(Fault("files", f"{', '.join(damaged[:3])} differ from the export. Export again."))
         return found
+    trained.base_name()  # an error, if it has none, before anything is loaded
     if manifest is not None and (other := _other_run(trained.run, manifest)):
         found.faults.append(Fault("weights", other))
     with _opened(artefact, trained) as served:

@@ -115,6 +115,16 @@ def test_ls_fits_its_terminal(preftune, three, terminal, width: int) -> None:
     assert "[" not in out
 
 
+def test_ls_is_as_wide_as_columns_says_where_there_is_no_terminal(
+    preftune, three, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    out = preftune("cache", "ls").out
+    table = out[out.index("\n") + 1 : out.index("3 stores")]
+    assert max(map(len, table.splitlines())) <= 40
+    assert "Org/Old-Model" in table
+
+
 def test_ls_names_damaged_and_foreign_files(preftune, three) -> None:
     three["old"].write_bytes(b"torn" * 3000)
     (three["big"].parent / "holiday.jpg").write_bytes(bytes(10))

@@ -318,7 +318,7 @@ def test_a_suite(preftune, server, tmp_path: Path) -> None:
         (["--judge", "shorter", "--limit", "0"], "--limit 0"),
         (["--judge", "shorter", "--max_new_tokens", "0"], "--max_new_tokens 0"),
         (["--judge", "shorter", "--baseline", "dataset"], "--baseline dataset takes the chosen answers"),
-        (["--judge", "shorter"], "no run.json in it says what it was trained from"),
+        (["--judge", "shorter"], "says what it was trained from. Name that model with --baseline MODEL"),
         (["--judge", "shorter", "--by", "colour"], "--by colour: preftune's own prompts have category and topic"),
         (["--judge", "shorter", "--top_p", "0.5"], "--top_p has no effect unless answers are sampled"),
         (
@@ -354,7 +354,7 @@ def test_wrong_models(preftune, server, tiny_model, tmp_path: Path) -> None:
     same = preftune("eval", "--model", tiny_model, "--baseline", tiny_model, *words)
     assert "--model and --baseline are both" in same.message
     alone = preftune("eval", "--model", server.spec("brief"), *words)
-    assert "was trained from. Name that model, or dataset" in alone.message
+    assert "was trained from. Name that model with --baseline MODEL, or give --baseline dataset" in alone.message
     nowhere = preftune("eval", "--model", server.spec("brief"), "--baseline", server.spec("wordy"), *words[:2])
     assert "is not a folder that results can be written to" in nowhere.message
     wrong = preftune("eval", "--model", server.spec("breif"), "--baseline", server.spec("wordy"), *words)

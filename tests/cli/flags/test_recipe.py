@@ -82,6 +82,7 @@ def test_flags_override_the_recipe(tmp_path) -> None:
         ("seed: none", "line 1: Argument --seed: 'none' is not a whole number"),
         ("beta: [0.1, 0.2]", "beta takes one value, not a list"),
         ("beta: {a: 1}", "beta takes one value, not a mapping"),
+        ("lora_target_modules: {a: b}", "lora_target_modules takes a list of values, such as [a, b], not a mapping"),
         ("lora_r:", "lora_r has no value"),
         (
             "truncation: sometimes",

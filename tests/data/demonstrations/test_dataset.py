@@ -105,6 +105,25 @@ def test_an_unknown_shape_says_what_to_name():
         load_demonstrations([{"text": "x"}], format="alpca")
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": 5}, "row 0, column 'text': 5 is an int, neither text nor a list of messages"),
+        ({"text": None}, "row 0, column 'text': missing or null"),
+        ({"messages": "Hello"}, "row 0, column 'messages': text, not a list of turns"),
+        ({"messages": None, "source": "a"}, "row 0, column 'messages': missing or null"),
+        ({"messages": 3.5}, "row 0, column 'messages': 3.5 is a float, neither text nor a list of messages"),
+        ({"instruction": 5, "output": "So."}, "row 0, column 'prompt': 5 is an int"),
+    ],
+    ids=str,
+)
+def test_a_column_of_another_type_is_not_called_unknown(row, said):
+    with pytest.raises(DatasetError) as found:
+        load_demonstrations([row])
+    assert said in str(found.value)
+    assert "YOURS" not in str(found.value)
+
+
 # --- what is trained ---
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import datasets
 import pytest
 
-from preftune.data import load_pairs, load_rows
+from preftune.data import load_demonstrations, load_labelled, load_pairs, load_rows
 from preftune.errors import DatasetError
+from preftune.generation.prompts import load_prompts
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": "What is 2 + 2?", "chosen": "4", "rejected": "It depends."},
@@ -225,6 +226,22 @@ def test_streaming(tmp_path: Path) -> None:
     assert list(stream) == ROWS
     with pytest.raises(DatasetError, match="is streamed, but its length must be known"):
         load_pairs(stream)
+
+
+@pytest.mark.parametrize("empty", ["", " "])
+@pytest.mark.parametrize(
+    "load",
+    [load_rows, load_pairs, load_demonstrations, load_labelled, load_prompts,
+     lambda name: load_pairs([name, "train.jsonl"]),
+     lambda name: load_pairs(name, streaming=True), lambda name: load_rows(name, streaming=True)],
+)  # fmt: skip
+def test_an_empty_name_is_not_the_working_directory(
+    load: Callable[[str], Any], empty: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DatasetError, match=r"^The name of the data is empty\. Name a file, a folder or a hub id\.$"):
+        load(empty)
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:

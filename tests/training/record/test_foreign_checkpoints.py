@@ -1,4 +1,4 @@
-"""Checkpoints without a manifest, whose files nothing vouches for: values of wrong types are named, not a traceback."""
+"""Checkpoints without a manifest or with a forged one: values of wrong types are named, not a traceback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from preftune.errors import CheckpointError, ConfigError, PreftuneError
-from preftune.training.record.manifest import FILE, DamagedError, read_manifest, write_manifest
+from preftune.training.record.manifest import FILE, DamagedError, read_manifest, size_and_hash, write_manifest
 from preftune.training.record.resuming import choose_checkpoint, own_state
 from tests.training.dpo_runs import lora_model, trainer
 from tests.training.online.test_group_trainer import stepped
@@ -87,6 +87,43 @@ def test_every_field_of_every_type(file: str, checkpoint: Path) -> None:
                 continue
             refused += 1
     assert refused > 2 * len(json.loads(whole))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    trainer(lora_model(), folder, max_steps=2, save_strategy="steps", save_steps=1).train()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value", "said"),
+    [
+        ("trainer_state.json", "global_step", 1, "is of step 1, and its preftune_manifest.json of step 2"),
+        ("trainer_state.json", "global_step", "2", "has global_step='2'"),
+        ("trainer_state.json", "log_history", [{"loss": 0.5}], "has log_history="),
+        ("preftune_state.json", "reference", "x", "has reference='x'"),
+        ("preftune_state.json", "window", "x", "has window='x'"),
+        ("preftune_state.json", "total_loss", None, "has total_loss=None"),
+        ("preftune_state.json", "stream", "x", "has stream='x'"),
+    ],
+)
+def test_a_checkpoint_with_a_forged_manifest_is_passed_over(
+    file: str, name: str, value: Any, said: str, two: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(two, tmp_path / "run"))
+    checkpoint = folder / "checkpoint-2"
+    change(checkpoint / file, name, value)
+    content = json.loads((checkpoint / FILE).read_text())
+    del content["check"]
+    content["files"][file] = size_and_hash(checkpoint / file)
+    (checkpoint / FILE).write_text(json.dumps(content))
+    choice = choose_checkpoint("auto", str(folder))
+    assert choice is not None
+    assert choice.folder.name == "checkpoint-1"
+    assert f"skipped: checkpoint-2 (its {file} {said}" in caplog.text
+    with pytest.raises(ConfigError, match=r"checkpoint-2 cannot be resumed from: its .*checkpoint-1 is complete"):
+        choose_checkpoint(str(checkpoint), str(folder))
 
 
 @pytest.mark.parametrize("name", ["run", "step", "processes", "resumable", "facts", "files", "version"])

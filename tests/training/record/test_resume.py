@@ -148,18 +148,23 @@ def test_a_last_line_that_a_crash_left_unfinished_is_dropped(runs_of, cut):
     assert [r["loss"] for r in metrics(folder) if "loss" in r] == pytest.approx(logged(runs_of("lora").whole), rel=1e-4)
 
 
-@pytest.mark.parametrize("damage", ["deleted", "a line lost", "a figure changed", "none"])
-def test_metrics_that_are_not_what_the_run_logged_are_reported(damage, cut, caplog):
+@pytest.mark.parametrize("damage", ["deleted", "a line lost", "a figure changed", "of another run", "none"])
+def test_metrics_that_are_not_what_the_run_logged_are_restored(damage, cut, runs_of, caplog):
     file = cut("lora") / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     at = next(number for number, line in enumerate(lines) if '"loss"' in line)
     changed = {"a line lost": "", "a figure changed": re.sub(r'"loss": [^,]*', '"loss": 0.1', lines[at])}
     lines[at] = changed.get(damage, lines[at])
+    if damage == "of another run":
+        lines = [f'{{"step": {step}, "loss": 9.0, "guard/train_margin": 9.0}}\n' for step in range(1, 6)]
     file.write_text("".join(lines))
     if damage == "deleted":
         file.unlink()
     run(lora_model, file.parent, resume=True)
     assert (f"{file} is not what this run wrote: the figures of" in caplog.text) == (damage != "none")
+    found, wanted = comparable(metrics(file.parent)), comparable(metrics(runs_of("lora").whole_folder))
+    for one, other in zip(found, wanted, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
 
 
 def test_a_resumed_run_asks_the_reference_nothing_that_it_asked_before(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _BYTES = {"": 1, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _NARROW = 90
-"""Columns below which a terminal gets lines instead of a table."""
+"""Columns below which there are lines instead of a table."""
 _IN_A_PIPE = 1000
-"""Width in columns of output that goes to no terminal: one line per store, for grep."""
+"""Width in columns of output that goes to no terminal, unless COLUMNS is set: one line per store, for grep."""
 
 HELP = """\
 usage: preftune cache ls | prune | verify [options]
@@ -113,12 +114,11 @@ def _others() -> list[tuple[str, int]]:
 def _show(files: list[StoreFile]) -> None:
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
-    console = Console(highlight=False, width=None if terminal else _IN_A_PIPE)
+    console = Console(highlight=False, width=shutil.get_terminal_size((_IN_A_PIPE, 24)).columns)
     stores = [file for file in files if file.state == "store"]
     console.print(f"Reference scores in {_folder()}", soft_wrap=True, markup=False)
     if stores:
-        shown = _lines(stores) if terminal and console.width < _NARROW else _table(stores)
+        shown = _lines(stores) if console.width < _NARROW else _table(stores)
         console.print(shown, markup=False)
     ours = [file for file in files if file.state != "foreign"]
     count, size = sum(file.completions or 0 for file in stores), sum(file.size for file in ours)

@@ -29,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
         questions = questions_of(asked.data, limit=asked.limit, max_new_tokens=asked.max_new_tokens)
         code = asked.trust_remote_code
         trained = Trained(asked.model, questions, base_model=asked.base, trust_remote_code=code)
+        trained.base_name()  # an error, if it has none, before anything is written
     holds = []
 
     def report(exported: Exported) -> None:

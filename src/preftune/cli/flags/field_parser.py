@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from transformers import HfArgumentParser
 
 from preftune.cli.flags.field_names import what_of
-from preftune.cli.flags.plain_parser import NEGATIVE_NUMBER, with_near_choice
+from preftune.cli.flags.plain_parser import NEGATIVE_NUMBER, refuse_empty, with_near_choice
 from preftune.cli.flags.recipe import Entry, Recipe
 from preftune.errors import RequestError, sentence
 
@@ -85,12 +85,13 @@ class FieldParser(HfArgumentParser):
     def parse(self, words: Sequence[str], recipe: Recipe | None = None) -> argparse.Namespace:
         """The values of all fields: defaults, then the recipe, then the flags.
 
-        Raises: RequestError for an unknown key or flag, and for a value that its field cannot take.
+        Raises: RequestError for an unknown key or flag, and for a value that its field cannot take or that is empty.
         """
         start = argparse.Namespace() if recipe is None else self._parse_recipe(recipe)
         values, unknown = self.parse_known_args(list(words), namespace=start)
         if unknown:
             raise RequestError(self._unknown(unknown[0]))
+        refuse_empty(self._actions, values, words)
         return values
 
     def build(self, kind: type, values: argparse.Namespace) -> Any:
@@ -139,7 +140,8 @@ class FieldParser(HfArgumentParser):
         if value is None and type(None) not in get_args(hint):
             raise RequestError(f"{entry.key} has no value. Give one, or remove the line.")
         if isinstance(value, dict) and not _takes(dict, hint):
-            raise RequestError(f"{entry.key} takes one value, not a mapping.")
+            several = "a list of values, such as [a, b]," if many else "one value,"
+            raise RequestError(f"{entry.key} takes {several} not a mapping.")
         if isinstance(value, list) and not many and not _takes(list, hint):
             raise RequestError(f"{entry.key} takes one value, not a list.")
         if isinstance(value, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -33,8 +34,42 @@ def wrapped(text: str, width: int, first: str = "", others: str = "") -> str:
     )
 
 
-_PLACES = ("FILE", "FOLDER", "OUT", "OUT.yaml")
-"""Metavars of flags that name a place in the file system, of which the empty one would be the working directory."""
+_NOUNS = {
+    name: noun
+    for noun, names in {
+        "folder": "FOLDER RUN ARTEFACT output_dir",
+        "file": "FILE OUT OUT.yaml DATA DATA2 PAIRS PROMPTS SAMPLES RECIPE RECIPE.yaml prompts dataset_name "
+        "eval_dataset_name",
+        "model": "MODEL M SFT ALIGNED BASE ADAPTER model baseline model_name_or_path base_model",
+    }.items()
+    for name in names.split()
+}
+"""Metavar or field -> what it names, for the message about an empty one."""
+_MAY_BE_EMPTY = ("system", "criteria")
+"""Flags of which an empty text has a meaning."""
+
+
+def refuse_empty(actions: Iterable[argparse.Action], values: argparse.Namespace, words: Sequence[str]) -> None:
+    """Refuses an empty text, such as that of an unset variable of the shell: as a path it would be the working
+    directory.
+
+    Args:
+        words: the command line; a flag that it does not have is not checked.
+    Raises: RequestError.
+    """
+    typed = {word.partition("=")[0] for word in words}
+    for action in actions:
+        given = getattr(values, action.dest, None)
+        texts = given if isinstance(given, list) else [given]
+        if action.dest in _MAY_BE_EMPTY or not any(isinstance(text, str) and not text.strip() for text in texts):
+            continue
+        flags = sorted(action.option_strings, key=lambda flag: (flag in typed and flag.startswith("--"), len(flag)))
+        if flags and typed.isdisjoint(flags):
+            continue
+        noun = _NOUNS.get(str(action.metavar or action.dest))
+        fix = f"Name a {noun}." if noun else "Give a value." if action.required else "Give a value, or leave it out."
+        raise RequestError(f"{flags[-1] if flags else action.metavar} is empty. {fix}")
+
 
 NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|-(?:inf|nan)$")
 """What is a value and no flag; argparse's own takes -1e-5 for a flag."""
@@ -107,11 +142,12 @@ class PlainParser(argparse.ArgumentParser):
             help_ = f"See {self.prog} --help."
             hint = did_you_mean(unknown[0].partition("=")[0], flags, otherwise=help_, shown="{}")
             raise RequestError(f"{self.prog} does not know {unknown[0]!r}. {hint}")
-        for action in self._actions:
-            if action.metavar in _PLACES and str(getattr(values, action.dest)).strip() == "":
-                name = max(action.option_strings, key=len, default=action.metavar)
-                raise RequestError(f"{name} is empty. Name a {'folder' if action.metavar == 'FOLDER' else 'file'}.")
         return values
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        values, unknown = super().parse_known_args(args, namespace)
+        refuse_empty(self._actions, values, sys.argv[1:] if args is None else args)
+        return values, unknown
 
     def error(self, message: str) -> NoReturn:
         """Argparse's own complaints as one paragraph."""

@@ -76,6 +76,8 @@ def find_recipe(argv: Sequence[str]) -> Recipe | None:
         found, _ = finder.parse_known_args(list(argv))
     except argparse.ArgumentError as error:
         raise RequestError("--config needs the name of a YAML file after it.") from error
+    if any(not name.strip() for name in found.config):
+        raise RequestError("--config is empty. Name a file.")
     if len(found.config) > 1:
         raise RequestError(f"--config is given {len(found.config)} times. Give one recipe; flags override its values.")
     return read_recipe(found.config[0]) if found.config else None

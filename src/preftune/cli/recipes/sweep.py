@@ -79,11 +79,12 @@ def _check(plan: SweepPlan, method: Method, *, recipe: str, output: str) -> None
     from preftune.cli.flags.field_names import check_names, what_of
     from preftune.cli.flags.recipe import read_recipe
     from preftune.cli.train.train_command import read_request
+    from preftune.data.reading.load import path_of
     from preftune.judges.registry import judge_kind
 
     if plan.judge is not None:
         judge_kind(str(plan.judge))
-    if plan.prompts is not None and not Path(plan.prompts).exists() and "/" not in plan.prompts:
+    if plan.prompts is not None and not path_of(plan.prompts).exists() and "/" not in plan.prompts:
         raise RequestError(f"{recipe}: sweep: prompts: there is no file {plan.prompts}. Correct the path.")
     names = frozenset(field.name for field in method.fields() or ())
     read = read_recipe(recipe)

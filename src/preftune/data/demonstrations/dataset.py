@@ -149,13 +149,11 @@ def answers(
         wanted = [
             known for known in DEMONSTRATION_FORMATS.values() if format in (None, known.name, *_SINGLE - {"alpaca"})
         ]
-        for candidate in wanted:
-            shape = dict(candidate.columns(sample) or {})
-            if shape:
-                found = candidate
-                break
-        if found is None:
+        named = [known for known in wanted if known.columns(sample)]
+        if not named:
             raise unknown_shape(rows.features, name=name, labelled=labelled)
+        found = next((known for known in named if known.fits(sample)), named[0])
+        shape = dict(found.columns(sample) or {})
         if format is None and any(canonical != column for canonical, column in shape.items()):
             notes.append(f"The rows are read as {found.name} ({found.holds}); --format (format=) names another format.")
     judged = _is_labelled(sample, format, name)

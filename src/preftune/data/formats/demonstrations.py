@@ -64,23 +64,30 @@ class DemonstrationFormat:
     """The name for `--format`."""
     holds: str
     columns: Callable[[Sample], Shape | None]
-    """The columns of its values; None for data of another format."""
+    """The columns of its values; None for data without these columns."""
+    takes: Callable[[Any], bool]
+    """Whether a value of the first of these columns has the type that the format needs."""
     chat: bool = False
     """Whether texts are turns of a conversation."""
 
+    def fits(self, sample: Sample) -> bool:
+        """Whether these rows have this format, by their columns and the type of their values."""
+        columns = self.columns(sample)
+        return columns is not None and self.takes(sample.first(next(iter(columns.values())).partition("+")[0]))
+
 
 def _messages(sample: Sample) -> Shape | None:
-    return {"messages": "messages"} if _has_turns(sample, "messages") else None
+    return {"messages": "messages"} if "messages" in sample else None
 
 
 def _sharegpt(sample: Sample) -> Shape | None:
     column = sample.name_of(_CONVERSATIONS)
-    return {"messages": column} if column is not None and _has_turns(sample, column) else None
+    return None if column is None else {"messages": column}
 
 
 def _alpaca(sample: Sample) -> Shape | None:
     answer = sample.name_of(_ANSWERS[::-1])
-    if "instruction" not in sample or answer is None or not isinstance(sample.first("instruction"), str):
+    if "instruction" not in sample or answer is None:
         return None
     parts = ["instruction", *(column for column in _CONTEXTS if column in sample)]
     return {"prompt": "+".join(parts), "completion": answer, **_system(sample)}
@@ -97,26 +104,31 @@ def _system(sample: Sample) -> Shape:
 
 
 def _text(sample: Sample) -> Shape | None:
-    return {"text": "text"} if isinstance(sample.first("text"), str) else None
+    return {"text": "text"} if "text" in sample else None
 
 
-def _has_turns(sample: Sample, column: str) -> bool:
-    first = sample.first(column)
-    return isinstance(first, list | tuple) or (isinstance(first, str) and first.lstrip()[:1] in ("[", "{"))
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_turns(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip()[:1] in ("[", "{"))
 
 
 DEMONSTRATION_FORMATS: Mapping[str, DemonstrationFormat] = {
     known.name: known
     for known in (
-        DemonstrationFormat("messages", "conversations", _messages),
-        DemonstrationFormat("sharegpt", "conversations, turns as from and value", _sharegpt),
-        DemonstrationFormat("alpaca", "instructions, perhaps with an input, and their outputs", _alpaca, chat=True),
-        DemonstrationFormat("prompt-completion", "prompts and completions", _prompt_completion),
-        DemonstrationFormat("text", "texts, trained as a whole", _text),
+        DemonstrationFormat("messages", "conversations", _messages, _is_turns),
+        DemonstrationFormat("sharegpt", "conversations, turns as from and value", _sharegpt, _is_turns),
+        DemonstrationFormat(
+            "alpaca", "instructions, perhaps with an input, and their outputs", _alpaca, _is_text, chat=True
+        ),
+        DemonstrationFormat("prompt-completion", "prompts and completions", _prompt_completion, lambda _: True),
+        DemonstrationFormat("text", "texts, trained as a whole", _text, _is_text),
     )
 }
 """The formats by name; the first one that fits is used (data often hold the same contents twice, with and without a
-template).
+template). If none fits, the first whose columns exist is, and its reader names the value of a wrong type.
 """
 
 

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from preftune.data.formats.adapter import Adapter, Left
@@ -26,7 +25,7 @@ from preftune.data.pairs.checks import (
 from preftune.data.pairs.row_reader import Attempt, RowReader
 from preftune.data.reading.arrow_tables import check_row
 from preftune.data.reading.files import from_rows, is_pipe, stream_file
-from preftune.data.reading.load import Source, display_name, load_rows, shards_of
+from preftune.data.reading.load import Source, display_name, load_rows, path_of, shards_of
 from preftune.errors import DatasetError
 from preftune.types import PreferencePair
 
@@ -169,7 +168,7 @@ def stream_of(
 def reader_of(source: Source, **options: Any) -> Callable[[], Iterable[Row]]:
     """A function that starts a pass over a source, as often as it is called."""
     if isinstance(source, str | os.PathLike) and source != "-":
-        path = Path(source).expanduser()
+        path = path_of(source)
         if is_pipe(path):
             raise DatasetError(
                 f"{path} is a pipe, which can be read only once, but a stream reads its data more than once. Leave "

@@ -111,6 +111,13 @@ def display_name(source: Source) -> str:
     return "the dataset"
 
 
+def path_of(source: str | os.PathLike[str]) -> Path:
+    """The path of a source. Raises: DatasetError for an empty name, which would be the working directory."""
+    if not os.fspath(source).strip():
+        raise DatasetError("The name of the data is empty. Name a file, a folder or a hub id.")
+    return Path(source).expanduser()
+
+
 def _load(
     source: Source, *, split: str, config: str | None, revision: str | None, streaming: bool
 ) -> Dataset | IterableDataset:
@@ -124,7 +131,7 @@ def _load(
     if isinstance(source, str | os.PathLike):
         if source == "-":
             return _only_split(from_rows(_standard_input(name), name), split, name)
-        path = Path(source).expanduser()
+        path = path_of(source)
         if path.is_dir():
             return _read_folder(path, split)
         if path.exists():

@@ -78,8 +78,9 @@ class SampleCounts:
             lines.append("Many completions are equal: a higher --temperature gives more variety.")
         if self.finished < 0.9 * self.completions:
             lines.append(
-                f"{counted(self.completions - self.finished, 'completion was', 'completions were')} cut at "
-                "--max_new_tokens before the end. Raise it, or leave them out with preftune label --finished_only."
+                f"{counted(self.completions - self.finished, 'completion was', 'completions were')} cut "
+                "before the end, at --max_new_tokens or by a filter of the server. Raise the limit, or leave them out "
+                "with preftune label --finished_only."
             )
         if self.empty:
             lines.append(

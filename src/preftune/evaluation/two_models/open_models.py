@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DATASET = "dataset"
 """The baseline that is the chosen answers of held-out pairs."""
+_NAME_IT = f"Name that model with --baseline MODEL, or give --baseline {DATASET}: the chosen answers of held-out pairs."
 
 Backend: TypeAlias = Literal["auto", "transformers", "vllm"]
 
@@ -116,9 +117,7 @@ def match_up(model: str, base: str | None, opened: ExitStack, options: AnswerOpt
         )
     if is_endpoint(model):
         if base is None:
-            raise RequestError(
-                f"--baseline is missing: it is unknown what {model} was trained from. Name that model, or {DATASET}."
-            )
+            raise RequestError(f"--baseline is missing: it is unknown what {model} was trained from. {_NAME_IT}")
         aligned: Generator = _endpoint(model, opened, options)
         return _matched(_other_side(base, aligned, opened, options, notes), aligned, options, notes, None)
     source = ModelSource(model, **options.model)
@@ -220,7 +219,7 @@ def _trained_from(source: ModelSource) -> str:
     if not name:
         raise RequestError(
             f"--baseline is missing: {source.name} is a whole model, and no run.json in it says what it was trained "
-            f"from. Name that model, or {DATASET}."
+            f"from. {_NAME_IT}"
         )
     return str(name)
 

@@ -380,6 +380,8 @@ class Endpoint:
             names = sorted(model.id for model in listed.data)
         except (openai.OpenAIError, AttributeError, TypeError):
             return "It lists no models either. Check that the address is complete: it usually ends in /v1."
+        if self.name.model in names:
+            return "It lists this model. Check that the address is complete: it usually ends in /v1."
         listing = f"It has: {', '.join(names[:8]) or 'no models'}."
         return did_you_mean(self.name.model, names, most=3, cutoff=0.4, otherwise=listing)
 

@@ -30,7 +30,7 @@ class Reply(NamedTuple):
     impossible.
     """
     finished: bool
-    """Whether the model ended the answer itself."""
+    """Whether the answer was not cut, at its limit or by a filter."""
     prompt_tokens: int
     thought: str = ""
     """Reasoning that the server returns separately, as `reasoning_content`, `reasoning` or a part of type
@@ -66,6 +66,7 @@ def read_reply(answer: Any, asked: int) -> Reply:
     text, thought = _content(getattr(message, "content", None))
     apart = (getattr(message, name, None) for name in _THOUGHT_FIELDS)
     thought = next((said for said in apart if isinstance(said, str) and said), thought)
+    reason = getattr(choices[0], "finish_reason", None)  # servers also send null, lists and words of their own
     usage = getattr(answer, "usage", None)
     details = getattr(usage, "completion_tokens_details", None)
     tokens = _count(usage, "completion_tokens")
@@ -73,8 +74,8 @@ def read_reply(answer: Any, asked: int) -> Reply:
     return Reply(
         text=_encodable(text),
         tokens=guess_tokens(len(text) + len(thought)) if tokens is None else tokens,
-        finished=getattr(choices[0], "finish_reason", None) == "stop",
-        cut=getattr(choices[0], "finish_reason", None) == "length",
+        finished=reason not in ("length", "content_filter"),
+        cut=reason == "length",
         prompt_tokens=asked if prompt_tokens is None else prompt_tokens,
         thought=_encodable(thought),
         thought_tokens=_count(details, "reasoning_tokens") or 0,

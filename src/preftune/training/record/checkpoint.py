@@ -39,7 +39,12 @@ def _reference(value: Any) -> bool:
 
 
 def _records(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_object, value))
+    return isinstance(value, list) and all(is_object(one) and is_count(one.get("step")) for one in value)
+
+
+def _metric(value: Any) -> bool:
+    """Whether a value is a number; a metric may be NaN."""
+    return isinstance(value, float) or _number(value)
 
 
 _OWN: Mapping[str, Callable[[Any], bool]] = {
@@ -47,27 +52,43 @@ _OWN: Mapping[str, Callable[[Any], bool]] = {
     "step_limit": is_count, "guard": is_object, "reference": _reference, "work": is_object, "rewards": _numbers,
     "moments": _numbers, "loss": _number, "total_loss": _number, "last_logged": is_count, "spent": is_object,
     "ended": is_text, "best_by": is_object, "kl_coef": _number, "rounds": is_count, "sampled": is_count,
-    "surplus": is_count,
+    "surplus": is_count, "stream": is_object,
 }  # fmt: skip
 _TRAINER: Mapping[str, Callable[[Any], bool]] = {
     "global_step": is_count, "max_steps": is_count, "epoch": _number, "total_flos": _number, "log_history": _records,
-    "best_metric": _number, "best_global_step": is_count, "best_model_checkpoint": is_text,
-    "stateful_callbacks": is_object, "num_input_tokens_seen": is_count,
+    "best_metric": _metric, "best_global_step": is_count, "best_model_checkpoint": is_text,
+    "stateful_callbacks": is_object, "num_input_tokens_seen": is_count, "train_batch_size": is_count,
 }  # fmt: skip
 _NEEDED = ("global_step", "log_history", "total_flos", "loss", "total_loss", "last_logged", "reference")
 """Fields that must not be null."""
+TRAINER_STATE = "trainer_state.json"
 
 
-def check_types(file: str, content: Mapping[str, Any]) -> None:
-    """Check the types in `preftune_state.json` or `trainer_state.json` of a checkpoint without a manifest.
+def check_states(folder: Path) -> int:
+    """Check the types in `trainer_state.json` and in the `preftune_state.json` of every rank.
 
-    Raises: DamagedError that names the first field of a wrong type.
+    Returns: the step of the checkpoint.
+    Raises: DamagedError that names the file, and the first field of a wrong type.
     """
-    kinds = _TRAINER if file == "trainer_state.json" else _OWN
+    for path in sorted(folder.glob("preftune_state*.json")):
+        _checked(path)
+    return int(_checked(folder / TRAINER_STATE)["global_step"])
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    """The content of a state file. Raises: DamagedError."""
+    kinds, always = (_TRAINER, "global_step") if path.name == TRAINER_STATE else (_OWN, "window")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"its {path.name} cannot be read ({type(error).__name__})") from error
+    if not is_object(content) or always not in content:
+        raise DamagedError(f"its {path.name} is not what was written")
     for name, holds in kinds.items():
         value = content.get(name)
         if name in content and not (holds(value) or (value is None and name not in _NEEDED)):
-            raise DamagedError(f"its {file} has {name}={repr(value)[:60]}")
+            raise DamagedError(f"its {path.name} has {name}={repr(value)[:60]}")
+    return dict(content)
 
 
 def save_state(folder: Path, content: dict[str, Any], *, rank: int) -> None:
@@ -77,15 +98,10 @@ def save_state(folder: Path, content: dict[str, Any], *, rank: int) -> None:
 def load_state(folder: Path, *, rank: int) -> dict[str, Any] | None:
     """The content that `save_state` wrote; None for a checkpoint of another program (TRL, an older preftune).
 
-    Raises: OSError or ValueError for a file that cannot be read or is not a JSON object.
+    Raises: DamagedError for a file that cannot be read or has a field of a wrong type.
     """
     path = _file(folder, rank)
-    if not path.exists():
-        return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold an object")
-    return content
+    return _checked(path) if path.exists() else None
 
 
 def check_same_reference(state: Mapping[str, Any] | None, fingerprint: str, folder: Path) -> None:

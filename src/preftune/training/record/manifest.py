@@ -103,17 +103,19 @@ def _hash_of(content: Mapping[str, Any]) -> str:
 
 
 def check_files(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
-    """Compare files with their sizes and hashes: all sizes first, then contents.
+    """Compare files with their sizes and hashes: all sizes first, then contents. A file outside the folder is not read.
 
     Args:
         files: as `Manifest.files`.
     Raises:
-        DamagedError: a file differs or is missing; the message names the first.
+        DamagedError: a file differs, is missing or is outside the folder; the message names the first.
     """
     for name, (size, _) in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DamagedError(f"its list of files names {name!r}, which is outside the folder")
         try:
             found = (folder / name).stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # a name with a NUL
             raise DamagedError(f"{name} is missing") from None
         if found != size:
             raise DamagedError(f"{name} has a size of {found:,} bytes instead of {size:,}")

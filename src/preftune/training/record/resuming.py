@@ -104,10 +104,11 @@ def _newest(output: Path, *, needed: bool) -> Choice | None:
 
 
 def _complete(folder: Path) -> Manifest | None:
-    """The manifest of a checkpoint, after its files were checked; None if it has no manifest.
+    """The manifest of a checkpoint, after its files and their contents were checked; None if it has no manifest.
 
     Raises:
-        DamagedError: a file is missing or changed, or the checkpoint holds only weights.
+        DamagedError: a file is missing or changed, has a value of a wrong type or is of another step, or the checkpoint
+            holds only weights.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -115,13 +116,16 @@ def _complete(folder: Path) -> Manifest | None:
     if not manifest.resumable:
         raise DamagedError("it holds only the weights (save_only_model)")
     check_files(folder, manifest.files)
+    step = checkpoint.check_states(folder)
+    if step != manifest.step:
+        raise DamagedError(f"its {checkpoint.TRAINER_STATE} is of step {step}, and its {FILE} of step {manifest.step}")
     return manifest
 
 
 def _check_foreign(folder: Path) -> None:
     """Warn that a checkpoint without a manifest cannot be checked.
 
-    Raises: ConfigError if it lacks a part of the training's state, or its trainer_state.json is damaged.
+    Raises: ConfigError if it lacks a part of the training's state, or a file with its state is damaged.
     """
     missing = [part for part, names in _PARTS.items() if not any(any(folder.glob(name)) for name in names)]
     if missing:
@@ -130,16 +134,9 @@ def _check_foreign(folder: Path) -> None:
             f"new run from its weights (--model {folder}), or name another checkpoint."
         )
     try:
-        content = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        int(content["global_step"])
-        checkpoint.check_types("trainer_state.json", content)
-        why = ""
+        checkpoint.check_states(folder)
     except DamagedError as error:
-        why = str(error)
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        why = "its trainer_state.json cannot be read"
-    if why:
-        raise ConfigError(f"{folder} cannot be resumed from: {why}.{_instead(folder)}")
+        raise ConfigError(f"{folder} cannot be resumed from: {error}.{_instead(folder)}") from error
     warn(
         f"{folder} has no {FILE} (another library or an older preftune wrote it): preftune cannot check that it is "
         "complete and belongs to the same data and settings."
@@ -153,20 +150,9 @@ def own_state(choice: Choice, *, rank: int) -> dict[str, Any] | None:
         ConfigError: the file is damaged.
     """
     try:
-        state = checkpoint.load_state(choice.folder, rank=rank)
-    except (OSError, ValueError, RecursionError):
-        state = {}
-    why = ""
-    if state is not None and "window" not in state:
-        why = "its preftune_state.json is not what was written"
-    elif state is not None and choice.manifest is None:
-        try:
-            checkpoint.check_types("preftune_state.json", state)
-        except DamagedError as error:
-            why = str(error)
-    if why:
-        raise ConfigError(f"{choice.folder} cannot be resumed from: {why}.{_instead(choice.folder)}")
-    return state
+        return checkpoint.load_state(choice.folder, rank=rank)
+    except DamagedError as error:
+        raise ConfigError(f"{choice.folder} cannot be resumed from: {error}.{_instead(choice.folder)}") from error
 
 
 def _instead(folder: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import time
@@ -19,6 +18,7 @@ from preftune.amounts import counted
 from preftune.data import GroupDataset
 from preftune.log import take_notes, warn
 from preftune.secret_values import hidden, without_secrets
+from preftune.storage.jsonl import read_lines, write_lines
 from preftune.storage.run_directory import append_line, cut_back, plain, write_json
 from preftune.training.protocol import RecordedTrainerView, TrainerView
 from preftune.training.record.stopping import StoppedError
@@ -54,8 +54,8 @@ class RunRecord(TrainerCallback):
         self._write()
 
     def cut(self, logged: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Remove the metrics that a resumed run will log again, and warn of missing ones. A new run keeps only the
-        lines that it logged before its start.
+        """Remove the metrics that a resumed run will log again, and restore missing ones with a warning. A new run
+        keeps only the lines that it logged before its start.
 
         Args:
             logged: lines that the run logged before its checkpoint, as the checkpoint has them.
@@ -63,12 +63,11 @@ class RunRecord(TrainerCallback):
         metrics = self.folder / "metrics.jsonl"
         if self._resumed_step is not None:
             cut_back(metrics, self._resumed_step)
-            lost = _lost_steps(metrics, logged)
-            if lost:
+            if lost := _restore(metrics, logged):
                 warn(
-                    f"{metrics} is not what this run wrote: the figures of {counted(len(lost), 'step')} are missing or "
-                    f"changed (first: step {lost[0]}), and the curves lack them. trainer_state.json of the checkpoints "
-                    "has them (log_history). The weights are not affected."
+                    f"{metrics} is not what this run wrote: the figures of {counted(len(lost), 'step')} were missing "
+                    f"or changed (first: step {lost[0]}). They are restored from the checkpoint, in place of the other "
+                    "lines of these steps. The weights are not affected."
                 )
             return
         metrics.unlink(missing_ok=True)
@@ -144,19 +143,28 @@ class RunRecord(TrainerCallback):
         write_json(self.folder / "run.json", {**self.facts, "outcome": self._outcome, "timings": timings})
 
 
-def _lost_steps(metrics: Path, logged: Iterable[Mapping[str, Any]]) -> list[int]:
-    """Steps with a logged line that the file lacks or has with other values."""
+def _restore(metrics: Path, logged: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Replace the lines of steps whose logged lines the file lacks or has with other values; replace the whole file if
+    it has none of the logged lines, because another run wrote it.
+
+    Returns: these steps.
+    """
     there: dict[Any, list[dict[str, Any]]] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else ():
-        there.setdefault((record := json.loads(line)).get("step"), []).append(record)
-    return sorted(
-        {
-            int(line["step"])
-            for line in map(plain, logged)
-            if "train_loss" not in line
-            and not any(line.items() <= record.items() for record in there.get(line["step"], ()))
-        }
-    )
+    for record in read_lines(metrics):
+        there.setdefault(record.get("step", 0), []).append(record)
+    wanted = [line for line in map(plain, logged) if "train_loss" not in line]
+    missing = [
+        line for line in wanted if not any(line.items() <= record.items() for record in there.get(line["step"], ()))
+    ]
+    if not missing:
+        return []
+    lost = {line["step"] for line in missing}
+    if len(missing) == len(wanted):
+        there = {}
+    kept = [record for step, records in there.items() if step not in lost for record in records]
+    restored = [line for line in wanted if line["step"] in lost]
+    write_lines(metrics, map(plain, sorted([*kept, *restored], key=lambda line: line.get("step", 0))))
+    return sorted(lost)
 
 
 def facts_of(trainer: RecordedTrainerView) -> dict[str, Any]:

@@ -32,8 +32,6 @@ from preftune.training.record.saved_model import SavingTrainer
 from preftune.training.record.scaling import is_scaled_as, restore_scaling
 from preftune.training.record.stopping import StopSignals, error_of
 
-_STATE = "trainer_state.json"
-
 
 class CheckpointedTrainer(SavingTrainer):
     """The part of a trainer that writes and reads checkpoints; `ResumableTrainer` adds the choice of a checkpoint."""
@@ -185,7 +183,7 @@ class CheckpointedTrainer(SavingTrainer):
         if self.state.best_model_checkpoint == str(partial):
             self.state.best_model_checkpoint = str(final)
         if self.args.should_save:
-            self.state.save_to_json(str(partial / _STATE))  # with the final name of the folder
+            self.state.save_to_json(str(partial / checkpoint.TRAINER_STATE))  # with the final name of the folder
             write_manifest(
                 partial,
                 run=self._record.facts["id"],
