@@ -29,3 +29,12 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value in a message, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception as error:  # of any object, and of a whole number with more digits than Python writes
+        return f"{of_type(value)} ({type(error).__name__})"
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text):,} characters)"

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -287,3 +288,10 @@ def test_weights_that_are_not_those_of_the_config_are_an_error_with_a_fix(shelf:
     (tmp_path / "mixed" / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 8}))
     with pytest.raises(ModelError, match=r"weights and config\.json differ in their shapes\. Copy both again"):
         load_model(str(tmp_path / "mixed"))
+
+
+@pytest.mark.parametrize(("given", "says"), [(None, "missing"), (5, "an int"), (b"m", "a bytes"), ("", "empty")])
+def test_the_name_of_a_model_is_text(given: Any, says: str) -> None:
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(ModelError, match=f"The model's name is {says}. Give a hub id"):
+            load(given)

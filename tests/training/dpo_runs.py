@@ -40,7 +40,10 @@ def config(folder: Path, **options: Any) -> DPOConfig:
 
 def trainer(model: Any, folder: Path, *, data: Any = None, **options: Any) -> DPOTrainer:
     """A trainer; options are its own arguments where it has them, and fields of the config otherwise."""
-    own = ("ref_model", "eval_dataset", "peft_config", "compute_metrics", "callbacks", "optimizers", "processing_class")
+    own = (
+        "ref_model", "eval_dataset", "peft_config", "compute_metrics", "callbacks", "optimizers", "processing_class",
+        "optimizer_cls_and_kwargs",
+    )  # fmt: skip
     arguments = {name: options.pop(name) for name in own if name in options}
     arguments.setdefault("processing_class", tiny_tokenizer())
     data = rows(8) if data is None else data

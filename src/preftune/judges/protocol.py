@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, cast, get_args
 
+from preftune.amounts import shown
 from preftune.errors import PreftuneError, RequestError
 from preftune.types import Text
 
@@ -78,8 +79,8 @@ def checked(judgement: object, judge: Judge) -> Graded:
     number = isinstance(plain, int | float)
     scorer = " A function that rates one answer is a scorer: it takes (prompt, answer, row)." if number else ""
     raise RequestError(
-        f'Judge {judge_name(judge)!r} answered {judgement!r}; a judge answers "a", "b" or "tie", or the probability '
-        f"that answer a is better as a number from 0.0 to 1.0 (of type float).{scorer}"
+        f'Judge {judge_name(judge)!r} answered {shown(judgement)}; a judge answers "a", "b" or "tie", or the '
+        f"probability that answer a is better as a number from 0.0 to 1.0 (of type float).{scorer}"
     )
 
 
@@ -125,7 +126,7 @@ def both_orders(there: Graded, back: Graded) -> float:
     return (first + second) / 2
 
 
-_LARGEST = 3.4028234e38
+LARGEST_SCORE = 3.4028234e38
 """Of a float32, in which rewards are computed."""
 
 
@@ -134,12 +135,12 @@ def finite_score(score: Any, scorer: Scorer) -> float | None:
     if score is None:
         return None
     plain = _plain(score)
-    if isinstance(plain, bool | int | float) and abs(plain) <= _LARGEST:
+    if isinstance(plain, bool | int | float) and abs(plain) <= LARGEST_SCORE:
         return float(plain)
     compares = " A function that says which of two answers is better takes (prompt, answer_a, answer_b, row)."
     raise RequestError(
-        f"Scorer {judge_name(scorer)!r} answered {score!r}; a scorer answers a finite number, or None for an answer "
-        f"that it cannot rate.{compares if isinstance(score, str) else ''}"
+        f"Scorer {judge_name(scorer)!r} answered {shown(score)}; a scorer answers a finite number, or None for an "
+        f"answer that it cannot rate.{compares if isinstance(score, str) else ''}"
     )
 
 

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from preftune.amounts import of_type
 from preftune.errors import ModelError
 from preftune.models.damage import ADAPTER_CONFIG, check_configs
 from preftune.storage.atomic import write_whole
@@ -65,10 +66,11 @@ def locate(name: str | os.PathLike[str], *, revision: str | None = None) -> Loca
 
     Raises: ModelError for an unknown name, with similar names.
     """
-    text = os.fspath(name)
+    text = os.fspath(name) if isinstance(name, str | os.PathLike) else ""
     if not text.strip():
+        what = "empty" if isinstance(name, str) else "missing" if name is None else of_type(name)
         raise ModelError(
-            "The model's name is empty. Give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or a path."
+            f"The model's name is {what}. Give a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct, or a path."
         )
     path = Path(text).expanduser()
     if path.is_dir():

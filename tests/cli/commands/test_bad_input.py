@@ -167,6 +167,24 @@ def test_a_bad_request_leaves_an_earlier_run_alone(dpo, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
+    "flag",
+    [
+        "adam_beta1=2", "optim_args=x", "lr_scheduler_kwargs=5", "dataloader_num_workers=-1",
+        "accelerator_config=nofile", "config=recipe.yaml",
+    ],
+)  # fmt: skip
+def test_values_that_other_libraries_refuse_are_reported_with_their_flag(dpo, tmp_path, monkeypatch, flag: str) -> None:
+    """They ended in an error of torch or transformers, after the earlier run was moved."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text("lr_scheduler_type: cosine\nlr_scheduler_kwargs: {num_cyc: 3}\n")
+    name, _, value = flag.partition("=")
+    check(dpo(**{name: value}), f"--{name} " if name != "config" else "--lr_scheduler_kwargs {'num_cyc': 3}")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (["chat", "--model", "no-such-folder/"], "no-such-folder"),

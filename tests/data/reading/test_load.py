@@ -192,6 +192,30 @@ def test_datasets_dicts_folders_and_frames(tmp_path: Path) -> None:
     assert "Did you mean 'test'?" in message
 
 
+def test_a_dict_of_splits_may_hold_lists_and_streams() -> None:
+    assert list(load_rows({"train": ROWS, "test": ROWS[:1]})) == ROWS
+    assert list(load_rows({"train": ROWS, "test": ROWS[:1]}, split="test")) == ROWS[:1]
+    assert list(load_rows({"train": ROWS}, split="train[:1]")) == ROWS[:1]
+    streamed = datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+    assert list(load_rows(datasets.IterableDatasetDict(train=streamed))) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("given", "holds"),
+    [
+        (ROWS[0], "no 'train' (found: 'prompt', "),
+        ({name: [value] for name, value in ROWS[0].items()}, "no 'train' (found: 'prompt', "),
+        ({"prompt": [{"role": "user", "content": "a"}], "chosen": []}, "no 'train' (found: 'prompt', "),
+        ({"train": 5}, "an int as 'train', but"),
+        ({}, "no 'train' (found: ), but"),
+    ],
+)
+def test_a_dict_that_holds_no_splits_is_answered_with_the_type_that_is_wanted(given: Any, holds: str) -> None:
+    says = fails(given)
+    assert f"is a dict with {holds}" in says
+    assert "must hold a dataset or a list of rows for each split. Put a single row in a list, [row]; make" in says
+
+
 def test_a_folder_of_files_has_its_splits_by_name(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train-00000.jsonl", ROWS[:1])
     write_jsonl(tmp_path / "train-00001.jsonl", ROWS[1:])

@@ -256,7 +256,8 @@ def test_a_misspelt_word_gets_the_near_one(tmp_path, field, value, near):
 @pytest.mark.parametrize(
     ("config", "options", "says"),
     [
-        (DPOConfig, {"engine": None}, "engine=None is unknown. Its values are auto, packed, separate, naive"),
+        (DPOConfig, {"engine": None}, "engine=None: give a value, or leave it out for the default .auto"),
+        (DPOConfig, {"engine": "fast"}, "engine=.fast. is unknown. Its values are auto, packed, separate, naive"),
         (DPOConfig, {"f_divergence_type": "reverse"}, "f_divergence_type='reverse' is unknown. Did you mean"),
         (DPOConfig, {"save_dtype": "float61"}, "save_dtype='float61' is unknown. Did you mean 'float16'"),
         (KTOConfig, {"loss_type": ["kto", "bco"]}, "loss_type=.* is unknown. Its values are kto"),

@@ -263,23 +263,6 @@ def test_answers_without_a_reward_are_counted(tmp_path):
     assert trainer.state.log_history[0]["objective/unscored"] == 0.5
 
 
-def test_rewards_that_cannot_be_used(tmp_path):
-    def short(completions, **_):
-        return [1.0]
-
-    def compares(prompt, answer_a, answer_b, row) -> str:
-        return "a"
-
-    with pytest.raises(RequestError, match="returned 1 number for 16 answers"):
-        made(tmp_path, short).train()
-    with pytest.raises(ConfigError, match="a reward rates one"):
-        made(tmp_path, compares)
-    with pytest.raises(ConfigError, match="a reward must rate the answers"):
-        made(tmp_path, None)
-    with pytest.raises(ConfigError, match="has 2 weights for 1 reward "):
-        made(tmp_path, reward_weights=[1.0, 1.0])
-
-
 def test_dynamic_sampling_fills_the_step_with_prompts_that_teach(tmp_path):
     calls = []
 

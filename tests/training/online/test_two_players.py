@@ -249,11 +249,11 @@ def test_values_by_epoch(tmp_path: Path) -> None:
     ("kind", "options", "words"),
     [
         ("xpo", {"num_generations": 3}, "num_generations=3 must be 2"),
-        ("xpo", {"alpha": -1}, "alpha=-1 must be 0 or above"),
+        ("xpo", {"alpha": -1}, r"alpha=\[-1\] must be 0 or above"),
         ("xpo", {"loss_type": "simpo"}, "loss_type=simpo has no reference"),
         ("nash-md", {"mixture_coef": [0.5, 1.5]}, "at most 1"),
         ("nash-md", {"mixture_coef": []}, "a number, or one for each pass"),
-        ("nash-md", {"beta": 0}, "beta=0 must be above 0"),
+        ("nash-md", {"beta": 0}, "beta=0 must be a finite number above 0"),
         ("xpo", {"beta": [0.1, 0.05]}, "must be one number"),
         ("nash-md", {"use_vllm": True}, "use_vllm=True is not honoured"),
         ("nash-md", {"reward_weights": [1.0]}, "reward_weights need reward_funcs"),

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from peft import AdaLoraConfig, LoraConfig, TrainableTokensConfig, get_peft_model
-from transformers import TrainerCallback
+from torch import nn
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
+import preftune
 from models_zoo import random_model
 from preftune.errors import ConfigError, DatasetError, ModelError
 from preftune.training.record.earlier_run import sweep_unfinished
 from tests.training.dpo_runs import lora_config, trainer
-from tiny import VOCABULARY, rows, tiny_model
+from tiny import VOCABULARY, rows, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize("given", [{"r": 8}, [lora_config()], True, LoraConfig])
@@ -138,14 +141,68 @@ def test_train_and_save_model_take_a_folder(given: Any, tmp_path: Path) -> None:
     assert (tmp_path / "a path" / "config.json").exists()
 
 
-@pytest.mark.parametrize("given", [None, 3])
-def test_a_loss_has_a_name(given: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="name a loss, or several in a list"):
-        trainer(tiny_model(), tmp_path, loss_type=given)
-
-
 def test_half_written_records_are_swept_and_others_stay(tmp_path: Path) -> None:
     for name in (".preftune_weights.json-0a1b", ".run.json-0a1b", "preftune_weights.json", ".mine"):
         (tmp_path / name).touch()
     sweep_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".mine", "preftune_weights.json"]
+
+
+@pytest.mark.parametrize("given", [None, nn.Linear(2, 2), nn.Linear, 5, {"name": "m"}])
+def test_a_model_is_a_name_or_a_model_of_transformers(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^model is (missing|an? \w+): pass a causal language model of transformers"):
+        trainer(given, tmp_path)
+
+
+@pytest.mark.parametrize("given", [5, tiny_model(), PreTrainedTokenizerFast, lambda text: text])
+def test_a_tokenizer_is_a_tokenizer(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^processing_class is an? \w+: pass a tokenizer, or its folder"):
+        trainer(tiny_model(), tmp_path, processing_class=given)
+
+
+def test_a_tokenizer_may_be_named(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path / "t")
+    tiny_model().save_pretrained(tmp_path / "t")
+    for name in (tmp_path / "t", str(tmp_path / "t")):
+        made = trainer(tiny_model(), tmp_path / "run", processing_class=name)
+        assert made.processing_class.encode("ab") == tiny_tokenizer().encode("ab")
+    with pytest.raises(ModelError, match="There is no model at"):
+        trainer(tiny_model(), tmp_path / "run", processing_class="./none")
+
+
+@pytest.mark.parametrize("given", [5, None, (None,), torch.optim.SGD([torch.zeros(1)], lr=1.0), (5, None)])
+def test_optimizers_are_a_pair(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^optimizers is an? \w+: pass a pair, \(optimizer, scheduler\)"):
+        trainer(tiny_model(), tmp_path, optimizers=given)
+
+
+@pytest.mark.parametrize("given", [5, torch.optim.SGD, (torch.optim.SGD, None)])
+def test_the_class_of_an_optimizer_comes_with_its_arguments(given: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^optimizer_cls_and_kwargs is an? \w+: pass a class and its arguments"):
+        trainer(tiny_model(), tmp_path, optimizer_cls_and_kwargs=given)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("DPO", "trian_dataset", "Did you mean 'train_dataset'"),
+        ("KTO", "ref_modl", "Did you mean 'ref_model'"),
+        ("CPO", "evaldataset", "Did you mean 'eval_dataset'"),
+        ("GRPO", "trian_dataset", "Did you mean 'train_dataset'"),
+        ("OnlineDPO", "proccessing_class", "Did you mean 'processing_class'"),
+        ("SFT", "zzz", "Leave it out"),
+    ],
+)
+def test_an_argument_that_does_not_exist_is_answered_with_one_that_does(kind: str, name: str, says: str) -> None:
+    raters = {
+        "GRPO": {"reward_funcs": lambda completions: [0.0]},
+        "OnlineDPO": {"judge": lambda prompt, answer_a, answer_b: "a"},
+    }
+    given: dict[str, Any] = raters.get(kind, {})
+    with pytest.raises(TypeError, match=rf"^{kind}Trainer\(\) got an unexpected keyword argument '{name}'. {says}"):
+        getattr(preftune, f"{kind}Trainer")(tiny_model(), **given, **{name: rows(2)})
+
+
+def test_a_removed_argument_of_an_online_trainer_is_answered_with_its_successor() -> None:
+    with pytest.raises(ConfigError, match=r"GRPOTrainer does not .* take 'tokenizer'; its successor is processing_cla"):
+        preftune.GRPOTrainer(tiny_model(), lambda completions, **_: [0.0], tokenizer=tiny_tokenizer())

@@ -273,8 +273,10 @@ def prepare(method: Method, request: Request, given: tuple[Any, Any] | None = No
     """
     from preftune.cli.display.progress import show_progress
     from preftune.models.locate import locate
+    from preftune.training.setup.rehearsal import rehearse
 
     data, model, config = request.data, request.model, request.config
+    rehearse(config)
     name, revision = str(model.model_name_or_path), model.revision
     locate(name, revision=revision)
     lora = model.lora_config()

@@ -54,8 +54,8 @@ def load_rows(
 
     Args:
         source: path to a jsonl, json, csv, tsv or parquet file (each also .gz), "-" (JSONL on standard input), a folder
-            (of `save_to_disk`, or with one data file per split), a hub id, a `Dataset`, a `DatasetDict`, or a list of
-            dicts.
+            (of `save_to_disk`, or with one data file per split), a hub id, a `Dataset`, a list of dicts, or a dict
+            of these by split (`DatasetDict`).
         split: name of the split; slices as in datasets ("train[:1000]") work for every source. A single file, a list
             or a `Dataset` has the one split "train" (a `Dataset` that knows its split has that name too).
         config, revision: of a hub dataset.
@@ -159,11 +159,19 @@ def _pick_split(parts: Mapping[str, Any], split: str, name: str) -> Dataset:
     import datasets
 
     base = split.partition("[")[0]
-    if base not in parts or not isinstance(parts[base], datasets.Dataset):
-        found = ", ".join(repr(str(key)) for key in parts)
+    rows = parts.get(base)
+    rows = from_rows(rows, name) if isinstance(rows, list | tuple) else rows
+    if isinstance(rows, datasets.Dataset | datasets.IterableDataset):
+        return cast("Dataset", _slice(rows, split))
+    found = ", ".join(repr(str(key)) for key in parts)
+    if base not in parts and any(hasattr(part, "column_names") for part in parts.values()):
         hint = did_you_mean(base, map(str, parts), cutoff=0.5, otherwise="Name one of them as the split.")
         raise DatasetError(f"{name} has no split {base!r} (found: {found}). {hint}")
-    return _slice(parts[base], split)
+    holds = f"{of_type(rows)} as {base!r}" if base in parts else f"no {base!r} (found: {found})"
+    raise DatasetError(
+        f"{name} is a dict with {holds}, but a dict must hold a dataset or a list of rows for each split. Put a single "
+        "row in a list, [row]; make a dataset of columns with datasets.Dataset.from_dict(columns)."
+    )
 
 
 def _only_split(rows: Any, split: str, name: str) -> Any:

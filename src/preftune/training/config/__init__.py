@@ -16,6 +16,7 @@ honoured are refused with the reason (`refused`).
     reward   RewardConfig
     sft      SFTConfig
     sharding  how a model is divided among devices
+    trackers  checks of report_to
 """
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "reward",
     "sft",
     "sharding",
+    "trackers",
 ]

@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import TrainingArguments
 
-from preftune.errors import ConfigError, did_you_mean
+from preftune.errors import ConfigError
 from preftune.secret_values import is_secret, without_secrets
 from preftune.training.config.eval_judge import JudgedEvaluationFields
 from preftune.training.config.kinds import settle_kinds
 from preftune.training.config.options import option
 from preftune.training.config.refused import Refusal, refuse_unsupported
 from preftune.training.config.sharding import Sharding, sharding_of
+from preftune.training.config.trackers import check_installed, check_trackers
 
 SAVE_SECONDS = 600.0
 SAVE_TOTAL_LIMIT = 2
@@ -205,21 +206,23 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
             raise ConfigError(f"output_dir={self.output_dir!r} is not a folder. Name one, or leave it out.")
         self._check_saving()
         self._at_least_1("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        for name in ("weight_decay", "learning_rate", "max_grad_norm"):
+        for name in ("weight_decay", "learning_rate", "max_grad_norm", "adam_epsilon"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"{name}={value} must be a finite number, 0 or above.")
-        if not 0 <= self.seed < 2**32:
-            raise ConfigError(
-                f"seed={self.seed} must be between 0 and {2**32 - 1}, the range of all random generators."
-            )
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 2**32:
+                raise ConfigError(
+                    f"{name}={value} must be between 0 and {2**32 - 1}, the range of all random generators."
+                )
         if self.max_steps < -1 or self.max_steps == 0:
             raise ConfigError(
                 f"max_steps={self.max_steps} is not a number of steps. Give 1 or more; -1 trains num_train_epochs."
             )
         if self.max_steps < 1 and getattr(self, "total_episodes", None) is None:
             positive("num_train_epochs", self.num_train_epochs, "the run ends after this many passes over the data")
-        self._check_trackers()
+        check_trackers(self.report_to)
         self._check_judged_evaluation(eval_strategy=self.eval_strategy, sharding=self.sharding)
         if self.shuffle_buffer is not None and self.shuffle_buffer < 0:
             raise ConfigError(f"shuffle_buffer={self.shuffle_buffer} must be 0 or more.")
@@ -244,16 +247,6 @@ class PackedConfig(JudgedEvaluationFields, TrainingArguments):
                 f"save_total_limit={self.save_total_limit} must be at least 1. To keep all checkpoints, leave it out "
                 "and give a save_strategy; save_strategy='no' writes none."
             )
-
-    def _check_trackers(self) -> None:
-        from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-        known = [*INTEGRATION_TO_CALLBACK, "all", "none"]
-        asked = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
-        for name in asked:
-            if name not in known:
-                hint = did_you_mean(name, known, otherwise=f"Give {', '.join(known)}.")
-                raise ConfigError(f"report_to={name!r} is not a tracker. {hint}")
 
     def _at_least_1(self, *names: str) -> None:
         for name in names:
@@ -378,23 +371,3 @@ def _has_xpu() -> bool:
     import torch
 
     return hasattr(torch, "xpu") and torch.xpu.is_available()
-
-
-_OWN = ("tensorboard", "wandb", "trackio", "mlflow")
-"""The trackers that docs/trackers.md describes."""
-
-
-def check_installed(report_to: str | Sequence[str] | None) -> None:
-    """Raises: ConfigError for a tracker whose package is missing; transformers would check only after the model is
-    loaded.
-    """
-    names = [report_to] if isinstance(report_to, str) else report_to or ()
-    asked = [name for name in names if name in _OWN]
-    if not asked:
-        return
-    from transformers.integrations import get_available_reporting_integrations  # type: ignore[attr-defined]
-
-    there = get_available_reporting_integrations()
-    for name in asked:
-        if name not in there:
-            raise ConfigError(f"report_to={name!r}, but {name} is not installed. pip install {name}, or leave it out.")

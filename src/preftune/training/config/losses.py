@@ -106,9 +106,6 @@ class LossFields:
 
     def settle_losses(self) -> None:
         """Completes and checks the fields. Raises: ConfigError that names field and value."""
-        if not isinstance(self.loss_type, str | list | tuple):
-            raise ConfigError(f"loss_type={self.loss_type!r}: name a loss, or several in a list. sigmoid is DPO.")
-        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         if not self.loss_type:
             raise ConfigError("loss_type is empty. Name a loss: sigmoid is DPO.")
         weights = self.loss_weights

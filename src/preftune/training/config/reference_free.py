@@ -29,7 +29,6 @@ class CPOConfig(DPOConfig):
         return LOSSES["cpo"].learning_rate
 
     def settle_losses(self) -> None:
-        self.loss_type = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
         unknown = [name for name in self.loss_type if name not in _OF_TRL]
         if unknown:
             raise ConfigError(
@@ -99,10 +98,10 @@ class TPOConfig(DPOConfig):
         return LOSSES["tpo"].learning_rate
 
     def settle_losses(self) -> None:
-        names = [self.loss_type] if isinstance(self.loss_type, str) else list(self.loss_type)
+        names = self.loss_type
         if len(names) != 1 or names[0] not in _TPO:
             raise ConfigError(
-                f"loss_type={', '.join(map(str, names))!r} is not a loss of TPOTrainer. Use one of tpo, tpo_l, hinge, "
+                f"loss_type={', '.join(names)!r} is not a loss of TPOTrainer. Use one of tpo, tpo_l, hinge, "
                 "ipo, or DPOConfig, which has all losses."
             )
         self.loss_type = [_TPO[names[0]]]

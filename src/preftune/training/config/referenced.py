@@ -70,7 +70,7 @@ class ReferencedConfig(MovingReferenceFields, ReferenceFields, PairConfig):
         0.05,
         "Maximum share of the run's time that the guard may take, 0 to 0.5; 0: it reads only the training figures.",
     )
-    guard_prompts: str | None = option(
+    guard_prompts: int | str | None = option(
         None,
         "Number of the guard's prompts, taken from the held-out rows (without those, from the training rows), or a "
         "file with prompts. Default: 8.",
@@ -99,7 +99,7 @@ class ReferencedConfig(MovingReferenceFields, ReferenceFields, PairConfig):
             )
         number = str(self.guard_prompts).strip() if self.guard_prompts is not None else ""
         if number.lstrip("-").isdigit():
-            self.guard_prompts = int(number)  # type: ignore[assignment]
+            self.guard_prompts = int(number)
             if int(number) < 2:
                 raise ConfigError(f"guard_prompts={number}: give at least 2, or a file with one prompt per line.")
         if self.guard == "rollback" and self.load_best_model_at_end:

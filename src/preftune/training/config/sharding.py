@@ -4,13 +4,12 @@ have them, and from the environment in which `accelerate launch` starts a progra
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from preftune.errors import ConfigError, did_you_mean
+from preftune.training.config.kinds import read_mapping
 from preftune.zero_stages import as_fsdp
 
 
@@ -176,18 +175,8 @@ def _strategy(word: Any, name: str) -> dict[str, Any]:
 def _read(fsdp_config: Any) -> dict[str, Any]:
     if fsdp_config in (None, "", {}):
         return {}
-    if isinstance(fsdp_config, str):
-        inline = fsdp_config.lstrip().startswith("{")
-        try:
-            fsdp_config = json.loads(fsdp_config if inline else Path(fsdp_config).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"fsdp_config={str(fsdp_config)!r:.120} cannot be read ({error}). Give a JSON file with a mapping, or "
-                "a mapping."
-            ) from error
-    if not isinstance(fsdp_config, Mapping):
-        raise ConfigError(f"fsdp_config={fsdp_config!r:.80} is not a mapping. Give one, or a JSON file with one.")
-    return {str(key).removeprefix("fsdp_"): value for key, value in fsdp_config.items()}
+    values = read_mapping("fsdp_config", fsdp_config, file=True)
+    return {str(key).removeprefix("fsdp_"): value for key, value in values.items()}
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

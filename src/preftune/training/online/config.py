@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from preftune.errors import ConfigError
 from preftune.judges.ensemble import HOWS
-from preftune.training.config.base import PackedConfig
+from preftune.training.config.base import PackedConfig, positive
 from preftune.training.config.dpo import DPOConfig
 from preftune.training.config.options import option
 from preftune.training.config.referenced import MovingReferenceFields, ReferenceFields
@@ -24,6 +23,9 @@ class SamplingConfig(ReferenceFields, PackedConfig):
     no_eval_judge: ClassVar[str] = (
         "nothing is evaluated while answers are sampled; they are judged afterwards, with preftune eval"
     )
+
+    honoured: ClassVar[Collection[str]] = ()
+    """Options of `_NOT_HONOURED` that a method has."""
 
     max_new_tokens: int = option(64, "Maximum length of an answer, in tokens (TRL's PPOConfig: response_length).")
     max_prompt_length: int | None = option(
@@ -59,8 +61,11 @@ class SamplingConfig(ReferenceFields, PackedConfig):
                 "without accelerate's FSDP config); use torchrun with LoRA, or a larger device."
             )
 
-    def check_sampling(self) -> None:
-        """Raises: ConfigError, naming field and value."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._refuse_what_has_no_meaning()
+
+    def _validate(self) -> None:
         for name in ("max_new_tokens", "generation_batch_size", "max_prompt_length", "total_episodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -69,13 +74,23 @@ class SamplingConfig(ReferenceFields, PackedConfig):
             raise ConfigError(
                 f"temperature={self.temperature} must be above 0: answers are explored by sampling. 1 is usual."
             )
-        if self.missing_eos_penalty is not None and not self.missing_eos_penalty > 0:
+        if self.missing_eos_penalty is not None:
+            positive("missing_eos_penalty", self.missing_eos_penalty, "it is subtracted; leave it out for no penalty")
+        super()._validate()
+
+    def _refuse_what_has_no_meaning(self) -> None:
+        """Raises: ConfigError for an inherited option that training on fresh answers cannot honour."""
+        for name, (harmless, reason) in _NOT_HONOURED.items():
+            if name in self.honoured:
+                continue
+            value = getattr(self, name, harmless)
+            value = getattr(value, "value", value)
+            if value != harmless:
+                raise ConfigError(f"{name}={value!r} is not honoured where answers are sampled: {reason}.")
+        if self.plan_only:
             raise ConfigError(
-                f"missing_eos_penalty={self.missing_eos_penalty} must be above 0, because it is subtracted. Leave it "
-                "out for no penalty."
+                "plan_only=True: the lengths of answers that are still to be sampled are not known. Leave it out."
             )
-        named = self.reward_model
-        self.reward_model = list(map(str, [named] if isinstance(named, str | os.PathLike) else named))
 
 
 _NOT_HONOURED = {
@@ -98,19 +113,10 @@ _NOT_HONOURED = {
 }
 
 
-def refuse_what_has_no_meaning(config: Any, *, honoured: Collection[str] = ()) -> None:
-    """Raises: ConfigError for an inherited option that training on fresh answers cannot honour."""
-    for name, (harmless, reason) in _NOT_HONOURED.items():
-        if name in honoured:
-            continue
-        value = getattr(config, name, harmless)
-        value = getattr(value, "value", value)
-        if value != harmless:
-            raise ConfigError(f"{name}={value!r} is not honoured where answers are sampled: {reason}.")
-    if config.plan_only:
-        raise ConfigError(
-            "plan_only=True: the lengths of answers that are still to be sampled are not known. Leave it out."
-        )
+def check_reward_weights(weights: Sequence[float] | None) -> None:
+    """Raises: ConfigError for weights with which no reward would train."""
+    if weights is not None and not (all(map(math.isfinite, weights)) and any(weights)):
+        raise ConfigError(f"reward_weights={weights} must be finite numbers, and not all 0. 1 each is usual.")
 
 
 @dataclass
@@ -126,20 +132,15 @@ class JudgedConfig(SamplingConfig):
     )
     reward_weights: list[float] | None = option(None, "Weight of each of several reward_funcs. Default: 1 each.")
 
-    def check_judging(self) -> None:
-        """Raises: ConfigError, naming field and value."""
-        self.check_sampling()
-        beta: object = getattr(self, "beta", None)  # TRL takes a list, with a value for each epoch
-        if isinstance(beta, list | tuple):
-            if len(beta) != 1:
-                raise ConfigError(f"beta={beta} must be one number: it is not changed during training. Give the first.")
-            (self.beta,) = beta
+    def _validate(self) -> None:
         if self.num_generations < 2:
             raise ConfigError(
                 f"num_generations={self.num_generations} must be at least 2, because answers are compared."
             )
         if self.judge is not None and self.reward_model:
             raise ConfigError("judge and reward_model both say which answer is better. Give one of them.")
+        check_reward_weights(self.reward_weights)
+        super()._validate()
 
     def _check_two_players(self) -> None:
         if self.num_generations != 2:
@@ -170,9 +171,8 @@ class OnlineDPOConfig(JudgedConfig, DPOConfig):
         "best-worst", "The pairs of K answers that are trained on.", choices=["best-worst", "all", "adjacent"]
     )
 
-    def __post_init__(self) -> None:
-        self.check_judging()
-        super().__post_init__()
+    def _validate(self) -> None:
+        super()._validate()
         if self.objective().needs_margins:
             raise ConfigError(
                 f"loss_type={', '.join(self.loss_type)} fits rewards to differences of ratings, but the pairs of a "
@@ -194,7 +194,6 @@ class OnlineDPOConfig(JudgedConfig, DPOConfig):
                 f"loss_type={', '.join(self.loss_type)} uses more than the pairs of one prompt's answers, which is not "
                 "honoured where answers are sampled. Use another loss, or bco_running_mean=False."
             )
-        refuse_what_has_no_meaning(self)
 
 
 @dataclass
@@ -206,10 +205,10 @@ class XPOConfig(OnlineDPOConfig):
         "Weight of the exploration term, 0 or above; a list gives one weight for each pass over the prompts.",
     )
 
-    def __post_init__(self) -> None:
-        self.alpha = _by_epoch("alpha", self.alpha, most=math.inf)
+    def _validate(self) -> None:
+        _check_by_epoch("alpha", self.alpha, most=math.inf)
         self._check_two_players()
-        super().__post_init__()
+        super()._validate()
         if not self.objective().needs_reference:
             raise ConfigError(
                 f"loss_type={', '.join(self.loss_type)} has no reference, but XPO needs one. Use sigmoid or ipo."
@@ -232,20 +231,17 @@ class NashMDConfig(MovingReferenceFields, JudgedConfig):
         "a list gives one weight for each pass over the prompts.",
     )
 
-    def __post_init__(self) -> None:
-        self.mixture_coef = _by_epoch("mixture_coef", self.mixture_coef, most=1.0)
-        self.check_judging()
+    def _validate(self) -> None:
+        _check_by_epoch("mixture_coef", self.mixture_coef, most=1.0)
         self._check_two_players()
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ConfigError(f"beta={self.beta} must be above 0. 0.1 is usual.")
+        positive("beta", self.beta, "0.1 is usual")
         self._check_moves()
-        super().__post_init__()
-        refuse_what_has_no_meaning(self)
+        super()._validate()
 
 
-def _by_epoch(name: str, given: Any, *, most: float) -> list[float]:
-    values = [float(value) for value in (given if isinstance(given, list | tuple) else [given])]
+def _check_by_epoch(name: str, values: Sequence[float], *, most: float) -> None:
     if not values or not all(0 <= value <= most and math.isfinite(value) for value in values):
         above = "" if most == math.inf else f" and at most {most:g}"
-        raise ConfigError(f"{name}={given} must be 0 or above{above}: a number, or one for each pass over the prompts.")
-    return values
+        raise ConfigError(
+            f"{name}={values} must be 0 or above{above}: a number, or one for each pass over the prompts."
+        )

@@ -185,7 +185,7 @@ class GroupTrainer(OnlineTrainer):
             torch.nan if one is None else one - penalty * (not rollout.finished)
             for one, rollout in zip(sums, rollouts, strict=True)
         ]
-        return torch.tensor(known).view(-1, size), members
+        return torch.tensor(known).double().view(-1, size), members  # double: their deviation squares them
 
     def _log_rewards(self, reward_PK: Tensor, members: Sequence[Sequence[float | None]]) -> None:
         known = reward_PK[~reward_PK.isnan()]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from preftune.losses.surrogates import Cispo, Clipped, Sapo, Surrogate, Vespo
 from preftune.training.config.options import option
 from preftune.training.config.referenced import MovingReferenceFields
 from preftune.training.config.refused import REFUSED, Refusal
-from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
+from preftune.training.online.config import SamplingConfig, check_reward_weights
 
 _CISPO_LIMIT = 5.0
 """Upper limit of CISPO's weights: that of ScaleRL (arXiv:2510.13786), which TRL recommends."""
@@ -54,7 +54,11 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
     full_learning_rate: ClassVar[float] = 1e-6
     adapter_learning_rate: ClassVar[float] = 1e-5
     trls_rate: ClassVar[float] = 1e-6
-    refused: ClassVar[Mapping[str, Refusal]] = {**REFUSED, **_REFUSED}
+    refused: ClassVar[Mapping[str, Refusal]] = {
+        **{name: refusal for name, refusal in REFUSED.items() if name != "max_completion_length"},
+        **_REFUSED,
+    }
+    honoured: ClassVar[Collection[str]] = ("eval_strategy", "eval_on_start")
     no_eval_judge: ClassVar[str] = (
         "evaluations report the reward of answers to held-out prompts; preftune eval compares them with the "
         "reference's afterwards"
@@ -105,10 +109,10 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
         """Clip ranges below and above 1."""
         return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
         if self.max_completion_length is not None:
+            self._at_least_1("max_completion_length")
             self.max_new_tokens, self.max_completion_length = self.max_completion_length, None
-        self.check_sampling()
         if self.reward_ensemble != "mean":
             raise ConfigError(
                 f"reward_ensemble={self.reward_ensemble!r} is not honoured: rewards are summed. Use reward_weights."
@@ -119,13 +123,17 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
                 raise ConfigError(f"{name}={value} must be at least {least}.")
         if not all(epsilon > 0 for epsilon in self.epsilons) or self.epsilon >= 1:
             raise ConfigError(f"epsilon={self.epsilon} and epsilon_high must be above 0, and epsilon below 1.")
-        if not self.beta >= 0:
-            raise ConfigError(f"beta={self.beta} must be 0 or above.")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise ConfigError(f"beta={self.beta} must be a finite number, 0 or above.")
+        check_reward_weights(self.reward_weights)
         self._check_moves()
         if self.sync_ref_model and not self.beta:
             raise ConfigError(
                 "sync_ref_model=True moves a reference, which beta=0 does not use. Give a beta, such as 0.04."
             )
+        super()._validate()
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         answers = self.rows_per_step
         if answers % self.num_generations:
@@ -134,7 +142,6 @@ class GroupConfig(MovingReferenceFields, SamplingConfig):
                 f"x processes), which is not a multiple of num_generations={self.num_generations}. Make it a multiple, "
                 "because every prompt has that many answers."
             )
-        refuse_what_has_no_meaning(self, honoured=("eval_strategy", "eval_on_start"))
 
 
 @dataclass
@@ -176,7 +183,8 @@ class GRPOConfig(GroupConfig):
 
     def __post_init__(self) -> None:
         given: object = self.scale_rewards  # TRL's older values
-        self.scale_rewards = {True: "group", False: "none"}.get(given, self.scale_rewards)  # type: ignore[call-overload]
+        if isinstance(given, bool):
+            self.scale_rewards = "group" if given else "none"
         super().__post_init__()
 
     def _validate(self) -> None:

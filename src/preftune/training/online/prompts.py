@@ -48,6 +48,16 @@ class PromptSet:
             digest.update(np.asarray(ids, dtype=np.int64).tobytes() + b"|")
         return digest.hexdigest()
 
+    def facts(self) -> dict[str, Any]:
+        """What run.json says of them."""
+        return {
+            "prompts": len(self),
+            "tokens": sum(map(len, self.token_ids)),
+            "too_long": self.too_long,
+            "repeated": self.repeated,
+            "fingerprint": self.fingerprint,
+        }
+
     def drawn(self, first: int, count: int, *, seed: int) -> list[int]:
         """Numbers of the prompts that are asked from the draw `first` on: every prompt once, in random order, then all
         of them again in another one. Depends on nothing else, so a resumed run goes on where it was.

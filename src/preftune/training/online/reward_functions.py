@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from preftune.amounts import counted
+from preftune.amounts import counted, shown
 from preftune.errors import ConfigError, PreftuneError, RequestError
-from preftune.judges.protocol import Item, Scorer
+from preftune.judges.protocol import LARGEST_SCORE, Item, Scorer
 from preftune.judges.reward_model import RewardModel
 from preftune.judges.user_rules import adapted
+from preftune.models import load_tokenizer
 from preftune.training.online.rollout import Rollout
 from preftune.training.online.scoring import Scorers, judge_options, open_score
 
@@ -55,17 +56,29 @@ class BatchFunction:
         columns = {**self.context(), **columns}
         given = columns if self._all else {name: value for name, value in columns.items() if name in self._names}
         returned = self._function(**given)
-        found = list(asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned)
-        if len(found) != len(items):
+        returned = asyncio.run(_awaited(returned)) if inspect.isawaitable(returned) else returned
+        found = None if isinstance(returned, str | bytes | Mapping) else _listed(returned)
+        if found is None or len(found) != len(items):
+            numbers = f"{shown(returned)}, not a list," if found is None else counted(len(found), "number")
+            missing = " Its return is probably missing." if returned is None else ""
             raise RequestError(
-                f"Reward {self.name!r} returned {counted(len(found), 'number')} for {counted(len(items), 'answer')}. "
-                "Return a list with one number per answer (None for an answer that it does not rate)."
+                f"Reward {self.name!r} returned {numbers} for {counted(len(items), 'answer')}.{missing} Return a list "
+                "with one number per answer (None for an answer that it does not rate)."
             )
         return found
 
 
 async def _awaited(result: Awaitable[Sequence[float | None]]) -> Sequence[float | None]:
     return await result
+
+
+def _listed(values: Any) -> list[Any] | None:
+    """The values in a list; None for a single value."""
+    try:
+        found = iter(values)
+    except TypeError:  # also of a tensor without dimensions
+        return None
+    return list(found)
 
 
 class Rewards(Scorers):
@@ -91,7 +104,18 @@ class Rewards(Scorers):
         for of_answer in zip(*members, strict=True):
             known = [w * score for w, score in zip(self._weights, of_answer, strict=True) if score is not None]
             sums.append(sum(known) if known else None)
+            if not abs(sums[-1] or 0.0) <= LARGEST_SCORE:
+                raise self._not_finite(of_answer)
         return sums, members
+
+    def _not_finite(self, of_answer: Sequence[float | None]) -> RequestError:
+        """The error for an answer whose weighted rewards have no finite sum; it names the largest of them."""
+        parts = zip(self.names, self._weights, (score or 0.0 for score in of_answer), strict=True)
+        name, weight, score = max(parts, key=lambda part: abs(part[1] * part[2]))
+        return RequestError(
+            f"The weighted reward of an answer is not a finite number: reward {name!r} gave {score:g}, and its weight "
+            f"is {weight:g}. Give it a smaller one in reward_weights; 1 is usual."
+        )
 
 
 def open_rewards(given: Any, args: Any, opened: ExitStack, *, tokenizers: Any = None) -> Rewards:
@@ -100,8 +124,11 @@ def open_rewards(given: Any, args: Any, opened: ExitStack, *, tokenizers: Any = 
     Args:
         given: a function, a reward model or its name, or a list of these; None for `args.reward_model`.
         tokenizers: of reward models in memory: one, or a list with one (or None) for each reward.
-    Raises: ConfigError without a reward, or with both; RequestError for a function that compares two answers.
+    Raises:
+        ConfigError: without a reward, with an empty list, or with both.
+        RequestError: for a function that compares two answers.
     """
+    given = None if isinstance(given, list | tuple) and not given else given
     if (given is None) == (not args.reward_model):
         raise ConfigError(
             "a reward must rate the answers: pass reward_funcs=..., or name it in reward_model=... (--reward_model)."
@@ -122,7 +149,11 @@ def open_rewards(given: Any, args: Any, opened: ExitStack, *, tokenizers: Any = 
 
 def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
     if isinstance(given, nn.Module):
+        if not hasattr(given, "config"):
+            raise ConfigError(f"reward_funcs: {type(given).__name__} is not a reward model of transformers. Give one.")
         name = getattr(given.config, "name_or_path", "") or type(given).__name__
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = load_tokenizer(tokenizer)
         return RewardModel.held(given, tokenizer or _tokenizer_of(name), name=name)
     if tokenizer is not None:
         raise ConfigError(
@@ -144,8 +175,6 @@ def _scorer(given: Any, args: Any, opened: ExitStack, tokenizer: Any) -> Scorer:
 
 def _tokenizer_of(name: str) -> Any:
     """The tokenizer that a reward model in memory was saved with."""
-    from preftune.models import load_tokenizer
-
     try:
         return load_tokenizer(name)
     except PreftuneError as error:

@@ -31,9 +31,9 @@ from preftune.training.online.prompts import PromptSet, prepare_prompts, shared_
 from preftune.training.online.rollout import Rollout, Sampler, figures_of_answers
 from preftune.training.online.watch import Watch
 from preftune.training.record import model_card
+from preftune.training.setup import arguments
 from preftune.training.setup import model as assemble
 from preftune.training.setup.advice import about_rate
-from preftune.training.setup.arguments import as_name, tokenizer_of
 from preftune.training.setup.self_check import check_before_training
 from preftune.training.step.collate import BATCH, collate, probes
 from preftune.training.step.memory import score_in_parts
@@ -54,7 +54,7 @@ class OnlineTrainer(RecordedTrainer):
         ref_model: usually None: the reference is the policy as received.
         args: the configuration.
         train_dataset: prompts in any form, or pairs, whose prompts are taken.
-        processing_class: the tokenizer; loaded from the model's name if left out.
+        processing_class: the tokenizer, or its name; loaded from the model's name if left out.
         peft_config: a PEFT configuration for a fresh adapter.
         sampler: who answers; by default the model itself with transformers (or vLLM: `use_vllm`).
     """
@@ -73,11 +73,14 @@ class OnlineTrainer(RecordedTrainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
         sampler: Sampler | None = None,
+        **removed: Any,
     ) -> None:
-        model = as_name(model)
+        arguments.refuse_arguments(type(self), removed)
+        arguments.check_optimizers(optimizers)
+        model = arguments.checked_model(model)
         check_writable(args.output_dir)
         assemble.one_device(args)
-        tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
+        tokenizer = arguments.tokenizer_of(processing_class, model, args)
         if train_dataset is None:
             raise ConfigError("`train_dataset` is required: pass prompts, or pairs, of which the prompts are used.")
         self.prompts = prepare_prompts(train_dataset, tokenizer, max_prompt_length=args.max_prompt_length)
@@ -103,7 +106,7 @@ class OnlineTrainer(RecordedTrainer):
             train_dataset=self.prompts,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=arguments.with_early_stopping(callbacks, args),
             optimizers=optimizers,
         )
         self.reference = choose_reference(self, ref_model)
@@ -299,15 +302,7 @@ class OnlineTrainer(RecordedTrainer):
         self._rounds, self._sampled = state.get("rounds", 0), state.get("sampled", 0)
 
     def data_facts(self) -> dict[str, Any]:
-        return {
-            "train": {
-                "prompts": len(self.prompts),
-                "tokens": sum(map(len, self.prompts.token_ids)),
-                "too_long": self.prompts.too_long,
-                "repeated": self.prompts.repeated,
-                "fingerprint": self.prompts.fingerprint,
-            }
-        }
+        return {"train": self.prompts.facts()}
 
     def result_facts(self) -> dict[str, Any]:
         return {"episodes": self._sampled}

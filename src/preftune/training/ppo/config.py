@@ -10,7 +10,7 @@ from preftune.errors import ConfigError
 from preftune.losses.ppo import KL_ESTIMATORS
 from preftune.training.config.options import option
 from preftune.training.config.refused import REFUSED
-from preftune.training.online.config import SamplingConfig, refuse_what_has_no_meaning
+from preftune.training.online.config import SamplingConfig
 
 
 @dataclass
@@ -109,19 +109,11 @@ class PPOConfig(SamplingConfig):
         choices=["auto", "zeros", "reward"],
     )
 
-    def __post_init__(self) -> None:
+    def _validate(self) -> None:
+        super()._validate()
+        self._at_least_1("num_ppo_epochs", "num_mini_batches")
         if self.logging_steps is None:
             self.logging_steps = self.num_ppo_epochs * self.num_mini_batches
-        super().__post_init__()
-        refuse_what_has_no_meaning(self)
-
-    def _validate(self) -> None:
-        self.check_sampling()
-        super()._validate()
-        for name in ("num_ppo_epochs", "num_mini_batches"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value} must be at least 1.")
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be between 0 and 1.")

@@ -65,6 +65,7 @@ class PPOTrainer(OnlineTrainer):
         **options: Any,
     ) -> None:  # fmt: skip
         args = own_config(args, PPOConfig, method="ppo")
+        reward = None if isinstance(reward, list | tuple) and not reward else reward
         if (reward is None) == (not args.reward_model):
             raise ConfigError(
                 "a reward must rate the answers: pass reward=..., or name it in PPOConfig(reward_model=...) "

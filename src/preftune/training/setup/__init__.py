@@ -12,6 +12,7 @@ The model is prepared, data are tokenised, the reference is chosen, and the firs
     model           preparation of the model (adapter, precision, engine) and of the data
     neftune         noise on embeddings
     reference       the reference of a run, and its scores before the first step
+    rehearsal       optimiser, schedule and loader, made once before the model is loaded
     self_check      the check at the first step
     sharding        a model divided among ranks
     streams         rows that are trained on while they are read
@@ -29,6 +30,7 @@ __all__ = [
     "model",
     "neftune",
     "reference",
+    "rehearsal",
     "self_check",
     "sharding",
     "streams",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,12 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from preftune.amounts import of_type
 from preftune.data import GroupDataset
-from preftune.errors import ConfigError, DatasetError, did_you_mean
+from preftune.errors import ConfigError, DatasetError, ModelError, did_you_mean
 from preftune.log import say
 from preftune.models.positions import check_token_ids, positions_of
 from preftune.training.config.base import PackedConfig
 from preftune.training.protocol import TrainerView
+from preftune.training.setup.rehearsal import rehearse
 
 Config = TypeVar("Config", bound=PackedConfig)
 
@@ -50,15 +52,16 @@ def with_early_stopping(callbacks: list[TrainerCallback] | None, args: PackedCon
 
 
 def refuse_arguments(
-    removed: Mapping[str, Any], data_collator: Any, preprocess: Any, *, trainer: str = "DPOTrainer"
+    trainer: type, removed: Mapping[str, Any], data_collator: Any = None, preprocess: Any = None
 ) -> None:
     """Raises: TypeError for an argument that never existed, ConfigError for a removed or unsupported one."""
     for name in removed:
         successor = _REMOVED.get(name)
         if successor is None:
-            raise TypeError(f"{trainer}() got an unexpected keyword argument {name!r}")
-        successor = successor.replace("DPO", trainer.removesuffix("Trainer"))
-        raise ConfigError(f"{trainer} does not (or no longer) take {name!r}; its successor is {successor}.")
+            hint = did_you_mean(name, _arguments_of(trainer), otherwise="Leave it out.")
+            raise TypeError(f"{trainer.__name__}() got an unexpected keyword argument {name!r}. {hint}")
+        successor = successor.replace("DPO", trainer.__name__.removesuffix("Trainer"))
+        raise ConfigError(f"{trainer.__name__} does not (or no longer) take {name!r}; its successor is {successor}.")
     for name, value in {"data_collator": data_collator, "preprocess_logits_for_metrics": preprocess}.items():
         if value is not None:
             raise ConfigError(
@@ -69,29 +72,73 @@ def refuse_arguments(
 def own_config(args: Any, kind: type[Config], *, method: str) -> Config:
     """The configuration, or the defaults of its class `kind` for None.
 
-    Raises: ConfigError for a configuration of another class.
+    Raises: ConfigError for a configuration of another class, or one of which no optimiser can be made (`rehearse`).
     """
     if args is None:
         return kind(output_dir=f"runs/{method}")
     if not isinstance(args, kind):
         given = f"{type(args).__module__}.{type(args).__name__}"
         raise ConfigError(f"args is a {given}: pass preftune.{kind.__name__}, which has its fields.")
+    rehearse(args)
     return args
 
 
-def as_name(model: Any) -> Any:
-    """A path as text, which is how a model is named; anything else as it is."""
-    return os.fspath(model) if isinstance(model, os.PathLike) else model
+def _arguments_of(trainer: type) -> list[str]:
+    """The names of the arguments that a trainer and its bases in preftune take."""
+    makers = [vars(kind).get("__init__") for kind in trainer.__mro__ if kind.__module__.startswith("preftune.")]
+    parameters = [one for maker in makers if maker for one in inspect.signature(maker).parameters.values()]
+    return [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
 
 
-def tokenizer_of(model: Any, args: PackedConfig) -> Any:
+def checked_model(model: Any) -> Any:
+    """The model, or its name as text. Raises: ModelError for what is neither a name nor a model of transformers."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
+        given = "missing" if model is None else of_type(model)
+        raise ModelError(f"model is {given}: pass a causal language model of transformers, a hub id or a folder.")
+    return model
+
+
+def tokenizer_of(given: Any, model: Any, args: PackedConfig) -> Any:
+    """The tokenizer that a trainer is given, as such or by name; for None that of the model.
+
+    Raises: ConfigError for anything else; ModelError if there is no tokenizer of that name.
+    """
     from preftune.models import load_tokenizer
 
-    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
+    if isinstance(given, str | os.PathLike):
+        return load_tokenizer(given, trust_remote_code=args.trust_remote_code)
+    if given is not None:
+        if isinstance(given, type) or not hasattr(given, "eos_token_id"):
+            raise ConfigError(
+                f"processing_class is {of_type(given)}: pass a tokenizer, or its folder or hub id; leave it out for "
+                "the model's own."
+            )
+        return given
+    name = model if isinstance(model, str) else getattr(model.config, "_name_or_path", "")
     if not name:
         raise ConfigError("processing_class is missing, and the model has no name to load a tokenizer from. Pass it.")
     loading = args.model_init_kwargs if isinstance(args.model_init_kwargs, dict) else {}
     return load_tokenizer(name, trust_remote_code=args.trust_remote_code, base_model=loading.get("base_model"))
+
+
+def check_optimizers(optimizers: Any, kind_and_options: Any = None) -> None:
+    """Raises: ConfigError unless `optimizers` is a pair, and `optimizer_cls_and_kwargs` None or a class and a dict."""
+    pair = isinstance(optimizers, list | tuple) and len(optimizers) == 2
+    if not pair or not all(one is None or hasattr(one, "step") for one in optimizers):
+        raise ConfigError(
+            f"optimizers is {of_type(optimizers)}: pass a pair, (optimizer, scheduler), with None for what preftune "
+            "makes."
+        )
+    if kind_and_options is None:
+        return
+    pair = isinstance(kind_and_options, list | tuple) and len(kind_and_options) == 2
+    if not pair or not callable(kind_and_options[0]) or not isinstance(kind_and_options[1], Mapping):
+        raise ConfigError(
+            f"optimizer_cls_and_kwargs is {of_type(kind_and_options)}: pass a class and its arguments, "
+            "(torch.optim.AdamW, {'lr': 1e-5})."
+        )
 
 
 def check_metrics(compute_metrics: Any) -> None:

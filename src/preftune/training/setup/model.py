@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from preftune.amounts import counted, of_type
+from preftune.amounts import counted
 from preftune.data import (
     DemonstrationDataset,
     DemonstrationReport,
@@ -75,8 +75,6 @@ def prepare_model(
         raise ConfigError(
             f"{given} applies to a model given by name, but this model is already loaded. Leave {given} out."
         )
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"model is {of_type(model)}: pass a model, a hub id or a folder.")
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ModelError(
             f"{type(model).__name__} has an encoder and a decoder, but preftune trains only decoders. Give a causal "

@@ -30,10 +30,11 @@ from preftune.training.record.run_record import data_facts, parts
 from preftune.training.record.same_run import base_of
 from preftune.training.setup import model as assemble
 from preftune.training.setup.arguments import (
-    as_name,
     check_evaluation,
     check_fit,
     check_metrics,
+    check_optimizers,
+    checked_model,
     own_config,
     refuse_arguments,
     tokenizer_of,
@@ -89,14 +90,15 @@ class PackedTrainer(EvaluatedTrainer):
         quantization_config: Any = None,
         **removed: Any,
     ) -> None:
-        refuse_arguments(removed, data_collator, preprocess_logits_for_metrics, trainer=type(self).__name__)
+        refuse_arguments(type(self), removed, data_collator, preprocess_logits_for_metrics)
         check_metrics(compute_metrics)
-        model = as_name(model)
+        check_optimizers(optimizers, optimizer_cls_and_kwargs)
+        model = checked_model(model)
         args = own_config(args, self.config_class, method=self.method)
         if not args.plan_only:
             check_writable(args.output_dir)
         assemble.one_device(args)
-        tokenizer = processing_class if processing_class is not None else tokenizer_of(model, args)
+        tokenizer = tokenizer_of(processing_class, model, args)
         train_dataset, eval_dataset = self.opened(train_dataset, eval_dataset, tokenizer, args)
         train_groups, eval_groups, self.reports = self._prepared(train_dataset, eval_dataset, tokenizer, args)
         metrics = (*self.columns, *self.further_names, *judged_metrics(args))

@@ -45,7 +45,7 @@ class DPOTrainer(ReferencedTrainer):
         args: the configuration.
         train_dataset, eval_dataset: a `datasets.Dataset`, a list of dicts, a path or hub id, a `PairDataset`, or
             tokenised groups; eval_dataset may be a dict of these.
-        processing_class: the tokenizer; loaded from the model's name if left out.
+        processing_class: the tokenizer, or its name; loaded from the model's name if left out.
         peft_config: a PEFT configuration for a fresh adapter.
         quantization_config: for a model given by name.
         compute_metrics: gets an `EvalPrediction` whose predictions are the (pairs, 2) rewards of chosen and rejected,

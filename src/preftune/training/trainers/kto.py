@@ -43,7 +43,7 @@ class KTOTrainer(ReferencedTrainer):
         train_dataset, eval_dataset: rows of `prompt`, `completion` and `label` (or a conversation and `label`), or
             preferences, whose sides are a good and a bad answer each: a `datasets.Dataset`, a list of dicts, a path or
             hub id, a `LabelledDataset`, or tokenised groups; eval_dataset may be a dict of these.
-        processing_class: the tokenizer; loaded from the model's name if left out.
+        processing_class: the tokenizer, or its name; loaded from the model's name if left out.
         peft_config, quantization_config, callbacks, optimizers, optimizer_cls_and_kwargs: as for `DPOTrainer`.
         compute_metrics: gets an `EvalPrediction` whose predictions are the (answers, columns) numbers of every answer.
     """

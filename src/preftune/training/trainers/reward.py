@@ -54,8 +54,8 @@ class RewardTrainer(PackedTrainer):
             `score` is put on it; the adapter of one (as SFT makes it) is trained further.
         args: the configuration.
         train_dataset, eval_dataset: preference pairs, as `DPOTrainer` takes them.
-        processing_class: the tokenizer; loaded from the model's name if left out. It gets a pad token that no text
-            ends with, if it lacks one.
+        processing_class: the tokenizer, or its name; loaded from the model's name if left out. It gets a pad token that
+            no text ends with, if it lacks one.
         peft_config: a PEFT configuration for a fresh adapter; the head is trained and saved with it.
         quantization_config: for a causal model given by name.
         compute_metrics: gets an `EvalPrediction` whose predictions are the (pairs, 2) scores of chosen and rejected.

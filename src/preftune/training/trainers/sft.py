@@ -39,7 +39,7 @@ class SFTTrainer(PackedTrainer):
         train_dataset, eval_dataset: demonstrations: a `datasets.Dataset`, a list of dicts, a path or hub id, a
             `DemonstrationDataset`, preferences (whose chosen side is imitated), or tokenised groups; eval_dataset may
             be a dict of these.
-        processing_class: the tokenizer; loaded from the model's name if left out.
+        processing_class: the tokenizer, or its name; loaded from the model's name if left out.
         peft_config: a PEFT configuration for a fresh adapter.
         quantization_config: for a model given by name.
         compute_metrics: gets an `EvalPrediction` whose predictions are (trained tokens, 1): 1 where the token was the
