@@ -58,6 +58,7 @@ def run(argv: Sequence[str]) -> int:
 def _read_flags(argv: Sequence[str]) -> argparse.Namespace:
     named = _named(argv)
     parser = _parser(named)
+    values: argparse.Namespace
     values, unknown = parser.parse_known_args(list(argv))
     if unknown:
         from preftune.comparison.methods import METHODS
