@@ -136,6 +136,7 @@ class PlainParser(argparse.ArgumentParser):
 
     def read(self, args: Sequence[str]) -> argparse.Namespace:
         """The values of a command line. Raises: RequestError."""
+        values: argparse.Namespace
         values, unknown = self.parse_known_args(list(args))
         if unknown:
             flags = [option for action in self._actions for option in action.option_strings]
