@@ -61,7 +61,9 @@ def refuse_empty(actions: Iterable[argparse.Action], values: argparse.Namespace,
     for action in actions:
         given = getattr(values, action.dest, None)
         texts = given if isinstance(given, list) else [given]
-        if action.dest in _MAY_BE_EMPTY or not any(isinstance(text, str) and not text.strip() for text in texts):
+        if action.dest in _MAY_BE_EMPTY or given == action.const:  # a flag without a value, as `--ray`
+            continue
+        if not any(isinstance(text, str) and not text.strip() for text in texts):
             continue
         flags = sorted(action.option_strings, key=lambda flag: (flag in typed and flag.startswith("--"), len(flag)))
         if flags and typed.isdisjoint(flags):
