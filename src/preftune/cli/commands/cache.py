@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,8 +119,10 @@ def _show(files: list[StoreFile]) -> None:
     stores = [file for file in files if file.state == "store"]
     console.print(f"Reference scores in {_folder()}", soft_wrap=True, markup=False)
     if stores:
-        shown = _lines(stores) if console.width < _NARROW else _table(stores)
-        console.print(shown, markup=False)
+        if console.width < _NARROW:
+            console.print(_lines(stores, console.width), markup=False, soft_wrap=True)
+        else:
+            console.print(_table(stores), markup=False)
     ours = [file for file in files if file.state != "foreign"]
     count, size = sum(file.completions or 0 for file in stores), sum(file.size for file in ours)
     console.print(
@@ -155,11 +158,13 @@ def _table(stores: list[StoreFile]) -> Any:
     return table
 
 
-def _lines(stores: list[StoreFile]) -> str:
-    return "\n".join(
-        f"{file.id}  {file.model}\n  {_completions(file)} completions, {file_size(file.size)}, {_ago(file.last_used)}"
-        for file in stores
-    )
+def _lines(stores: list[StoreFile], width: int) -> str:
+    lines = []
+    for file in stores:
+        lines += textwrap.wrap(f"{file.id}  {file.model}", width, break_on_hyphens=False)
+        figures = f"{_completions(file)} completions, {file_size(file.size)}, {_ago(file.last_used)}"
+        lines += textwrap.wrap(figures, width, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
 
 
 def _completions(file: StoreFile) -> str:
