@@ -29,7 +29,7 @@ from preftune.types import Span
 NUMERICS_VERSION = 2
 """Increased whenever a change in preftune changes scores by more than rounding."""
 
-FINGERPRINT_VERSION = 5
+FINGERPRINT_VERSION = 6
 """Increased whenever the same model gets a different fingerprint than before. Checkpoints record it, because
 fingerprints of two versions cannot be compared.
 """

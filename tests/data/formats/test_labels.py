@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from preftune.data import load_demonstrations, load_labelled, load_pairs
+from preftune.data.pairs.stream import open_stream, reader_of
 from preftune.data.reading.load import load_rows
 from preftune.errors import DatasetError
 
@@ -55,9 +56,15 @@ def test_a_class_is_read_by_its_name(names: tuple[str, str], tmp_path: Path) -> 
         assert [(pair.chosen, pair.rejected) for pair in load_pairs(source)] == [("GOOD", "BAD")]
 
 
-def test_classes_of_a_stream_and_missing_ones(tmp_path: Path) -> None:
+def test_classes_of_streams_and_missing_ones(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"a": [1, 2, 3], "label": ["b", "a", "b"]}).class_encode_column("label")
     assert next(iter(load_rows(rows.to_iterable_dataset()))) == {"a": 1, "label": "b"}
+    for name in ("rows-0.parquet", "rows-1.parquet"):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        rows.to_parquet(str(tmp_path / "train" / f"train-{name}"))
+    for source in (rows.to_iterable_dataset(), tmp_path / "train", tmp_path / "train" / "train-rows-0.parquet"):
+        first = next(iter(reader_of(source, split="train")()))
+        assert dict(first) == {"a": 1, "label": "b"}
     unknown = Dataset.from_dict({"label": [0, -1, None]}, features=rows.select_columns(["label"]).features)
     assert load_rows(unknown)["label"] == ["a", None, None]
     assert isinstance(load_rows(rows, streaming=True), IterableDataset)
@@ -165,6 +172,8 @@ def test_ratings_that_contradict_the_preference_are_counted() -> None:
         {"prompt": f"q{i}", "chosen": "c", "rejected": "r", "score_chosen": 3.0, "score_rejected": 5.0 if i else 1.0}
         for i in range(3)
     ]
+    (note,) = [note for note in open_stream(rows, margin_from_scores=0.5).notes if "higher rating" in note]
     data = load_pairs(rows, margin_from_scores=0.5)
+    assert note in data.notes
     assert [pair.margin for pair in data] == [1.0, 0.0, 0.0]
     assert any("In 2 of the first 3 rows the rejected answer has the higher rating" in note for note in data.notes)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from preftune.amounts import of_type
+from preftune.amounts import of_type, shown
 from preftune.data.chat.tool_calls import CALLS, calls_of, joined_calls
 from preftune.errors import DatasetError
 from preftune.types import Message, Text
@@ -57,12 +57,6 @@ class Where:
 
     def error(self, column: str, problem: str, fix: str) -> DatasetError:
         return DatasetError(f"{self.name} row {self.row}, column {column!r}: {problem}. {fix}")
-
-
-def shown(value: object, limit: int = 70) -> str:
-    """A value as an error quotes it."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def role_of(turn: Mapping[str, Any]) -> str:

@@ -79,7 +79,8 @@ class Sample:
             whole: all rows; None for a stream, of which only the first rows are known.
         """
         self._table, self._whole = table, whole
-        self._found: dict[tuple[str, bool], list[Any]] = {}
+        self._found: dict[tuple[Any, ...], Any] = {}
+        """Answers about all rows, by question: formats ask the same ones."""
 
     def __contains__(self, column: object) -> bool:
         return column in self._table
@@ -101,7 +102,7 @@ class Sample:
         return list(self._table)
 
     def values(self, column: str) -> list[Any]:
-        """Some values of a column that are neither null nor empty text; empty if there are none."""
+        """Some values of a column, without null and empty text. An empty list: the column has no other values."""
         here = list(filter(_is_there, self._table.get(column, ())))
         return here or self._later(column, filled=False)
 
@@ -113,25 +114,30 @@ class Sample:
         """The distinct values of a column in all rows, without null and empty text; empty if there are more than
         `most`.
         """
-        if self._whole is None:
-            found: list[Any] | None = distinct_of(self._table.get(column, ()), most)
-        else:
-            found = self._whole.distinct(column, most) if column in self._table else None
-        return found or []
+        if column not in self._table:
+            return []
+        if ("distinct", column, most) not in self._found:
+            whole = self._whole
+            found = distinct_of(self._table[column], most) if whole is None else whole.distinct(column, most)
+            self._found["distinct", column, most] = found or []
+        return list(self._found["distinct", column, most])
 
     def within(self, column: str, keys: Iterable[str], wanted: Callable[[Any], bool]) -> bool:
         """Whether any row's value in this column satisfies a condition that needs an object with one of the keys."""
         if any(map(wanted, filter(_is_there, self._table.get(column, ())))):
             return True
-        whole = self._whole
-        return whole is not None and whole.has_keys(column, keys) and bool(whole.search(column, wanted))
+        whole, question = self._whole, ("within", column, wanted)
+        if question not in self._found:
+            found = whole is not None and whole.has_keys(column, keys) and bool(whole.search(column, wanted))
+            self._found[question] = found
+        return bool(self._found[question])
 
     def _later(self, column: str, *, filled: bool) -> list[Any]:
         if self._whole is None or column not in self._table:
             return []
         if (column, filled) not in self._found:
             self._found[column, filled] = self._whole.search(column, bool if filled else _is_there)
-        return self._found[column, filled]
+        return list(self._found[column, filled])
 
     def first(self, column: str) -> Any:
         """The first value that is not null; None if there is none."""

@@ -127,7 +127,7 @@ def _pairs(columns: tuple[str, ...], rows: Iterable[Row]) -> Iterator[tuple[int,
 
 def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, bool | None]]:
     """The (prompt, answer, verdict) of every labelled answer in a row."""
-    label = next((row[name] for name in columns if verdict(row.get(name)) is not None), None)
+    label = next((found for name in columns if (found := verdict(row.get(name))) is not None), None)
     turns = next((records(row[name]) for name in _CONVERSATIONS if row.get(name) is not None), None)
     if turns is None:
         prompt = row.get("prompt")
@@ -137,7 +137,7 @@ def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, 
         prompt = after_history(prompt, row)
         answer = next((row[name] for name in _COMPLETIONS if row.get(name) is not None), None)
         if prompt is not None and answer is not None:
-            yield prompt, answer, verdict(label)
+            yield prompt, answer, label
         return
     if not all(isinstance(turn, Mapping) for turn in turns):
         return
@@ -147,7 +147,7 @@ def _answers_of(row: Row, columns: tuple[str, ...]) -> Iterator[tuple[Any, Any, 
             if (thumb := _thumb_of(turn)) is not None and place:
                 yield plain[:place], [plain[place]], thumb
     if len(turns) > 1 and role_of(turns[-1]) == "assistant" and (label is not None or _thumb_of(turns[-1]) is None):
-        yield plain[:-1], [plain[-1]], verdict(label)
+        yield plain[:-1], [plain[-1]], label
 
 
 def _thumb_of(turn: Mapping[str, Any]) -> bool | None:

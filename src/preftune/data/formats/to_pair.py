@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from preftune.amounts import shown
 from preftune.bounds import bound, raising
 from preftune.data.chat.messages import (
     Where,
@@ -19,7 +20,6 @@ from preftune.data.chat.messages import (
     asks_otherwise,
     read_text,
     read_transcript,
-    shown,
     split_turns,
     split_words,
     without_nulls,

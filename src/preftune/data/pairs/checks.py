@@ -21,15 +21,15 @@ HEAD = 1000
 """Number of rows that are checked when a dataset is opened, so that wrong data end a run before a model is loaded."""
 
 
-def good_ones(attempts: Iterable[Attempt]) -> list[PreferencePair]:
+def good_ones(tried: Sequence[Attempt], *, tolerant: bool = True) -> list[PreferencePair]:
     """The pairs of some rows.
 
-    Raises: DatasetError about the first row, if no row holds a pair.
+    Raises: DatasetError about the first row without a pair, if it is not tolerated or no row holds a pair.
     """
-    tried = list(attempts)
     pairs = [attempt.pair for attempt in tried if attempt.pair is not None]
-    if tried and not pairs:
-        raise DatasetError(tried[0].problem)
+    problem = next((attempt.problem for attempt in tried if attempt.pair is None), "")
+    if problem and not (tolerant and pairs):
+        raise DatasetError(problem)
     return pairs
 
 
@@ -50,7 +50,6 @@ def check_scale(scale: float, shaped: Shaped, columns: Columns, name: str) -> No
         )
 
 
-_SYSTEM = "system"
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 """Other trainers' names of the columns of pictures and sounds."""
 
@@ -83,7 +82,8 @@ def not_used(unused: Sequence[str]) -> list[str]:
     media, texts = ([name for name in unused if (name.lower() in MEDIA) is of_media] for of_media in (True, False))
     notes = []
     if texts:
-        system = next((f" --columns system={name} reads the system prompt." for name in texts if _SYSTEM in name), "")
+        systems = (name for name in texts if "system" in name.lower())
+        system = next((f" --columns system={name} reads the system prompt." for name in systems), "")
         notes.append(
             f"Not used: {listing(texts)}. --columns prompt=COLUMN (columns={{'prompt': COLUMN}}) reads one of them "
             f"instead; a plus joins several.{system}"
@@ -110,16 +110,15 @@ def optional_columns(columns: Columns) -> list[str]:
     ]
 
 
-def contradicting(pairs: Any) -> list[str]:
-    """A note on ratings that become margins and contradict the preference, among the first pairs of a `PairDataset`."""
-    if pairs.reader.scale is None:
+def contradicting(head: Sequence[Attempt], scale: float | None) -> list[str]:
+    """A note on ratings that contradict the preference, among the first pairs, if ratings become margins (`scale`)."""
+    if scale is None:
         return []
-    strengths = [attempt.strength for attempt in pairs[:HEAD].attempts()]
-    against = sum(strength is not None and strength < 0 for strength in strengths)
+    against = sum(attempt.strength is not None and attempt.strength < 0 for attempt in head)
     if not against:
         return []
     return [
-        f"In {against} of the first {counted(len(strengths), 'row')} the rejected answer has the higher rating; the "
+        f"In {against} of the first {counted(len(head), 'row')} the rejected answer has the higher rating; the "
         "margin of such pairs is 0. Check which column holds which rating."
     ]
 

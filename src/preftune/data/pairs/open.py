@@ -58,8 +58,7 @@ def read_pairs(
     if isinstance(source, PairDataset):
         if columns or format is not None or margin_from_scores is not None:
             raise DatasetError(
-                "columns, format and margin_from_scores apply when data are opened, and these pairs are already open. "
-                "Give them where the pairs are loaded."
+                "These pairs are already open. Give columns, format and margin_from_scores where they are loaded."
             )
         return source
     name = name or display_name(source)
@@ -83,9 +82,10 @@ def read_pairs(
         left=shaped.left,
         unused=unused_texts(sample_of(rows), shaped.used or (*resolved.needed, *shaped.scores)),
     )
-    head = good_ones(pairs[:HEAD].attempts()) if tolerant else list(pairs[:HEAD])
-    noticed = check_head(head, resolved, rows.features, name=name, unused=pairs.unused)
-    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed, *contradicting(pairs))
+    tried = list(pairs[:HEAD].attempts())
+    noticed = check_head(good_ones(tried, tolerant=tolerant), resolved, rows.features, name=name, unused=pairs.unused)
+    noticed += contradicting(tried, margin_from_scores)
+    pairs.notes = (*shaped.notes, *optional_columns(resolved), *not_used(pairs.unused), *noticed)
     return pairs
 
 

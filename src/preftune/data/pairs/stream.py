@@ -17,6 +17,7 @@ from preftune.data.pairs.checks import (
     HEAD,
     check_head,
     check_scale,
+    contradicting,
     good_ones,
     not_used,
     optional_columns,
@@ -159,7 +160,9 @@ def stream_of(
     )
     beginning = PairStream(lambda: first, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
     stream.unused = tuple(unused_texts(sample_of(head), shaped.used or (*resolved.needed, *shaped.scores)))
-    noticed = check_head(good_ones(beginning.attempts()), resolved, head.features, name=name, unused=stream.unused)
+    tried = list(beginning.attempts())
+    noticed = check_head(good_ones(tried), resolved, head.features, name=name, unused=stream.unused)
+    noticed += contradicting(tried, margin_from_scores)
     note = () if adapter is None else (f"The rows are read as {adapter.name} ({adapter.holds}).",)
     stream.notes = (*(note or shaped.notes), *optional_columns(resolved), *not_used(stream.unused), *noticed)
     return stream

@@ -20,6 +20,7 @@ from preftune.data.reading.arrow_tables import (
     spill_file,
     spilling,
 )
+from preftune.data.reading.class_names import classes_in, named
 from preftune.data.reading.text_files import GZIP, Row, read_rows, text_rows
 from preftune.errors import DatasetError
 from preftune.log import warn
@@ -197,9 +198,15 @@ def _unpacked(opened: Any) -> Dataset:
 
 
 def _stream_parquet(path: Path, name: str) -> Iterator[Row]:
+    from datasets import Features
+
     with _parquet_errors(name):
-        for batch in _open_parquet(path).iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
+        opened = _open_parquet(path)
+        classes = classes_in(Features.from_arrow_schema(opened.schema_arrow))
+        for batch in opened.iter_batches(batch_size=1000):
+            table = batch.to_pydict()
+            columns = {**table, **named(classes, table)}
+            yield from (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
 
 
 def _open_parquet(path: Path) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from preftune.amounts import counted, of_type
+from preftune.data.reading.class_names import with_class_names
 from preftune.data.reading.files import KINDS, from_rows, kind_of, read_file
 from preftune.data.reading.text_files import READABLE, read_rows
 from preftune.errors import DatasetError, did_you_mean
@@ -38,7 +39,6 @@ _KNOWN = (
     "Digish/huggingface-smol-course-preference-tuning-dataset",
 )
 """Datasets of tutorials, known without a request to the hub."""
-_ADDED = " names of classes"
 _HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 
 
@@ -63,32 +63,10 @@ def load_rows(
     Raises:
         DatasetError: the source does not exist, is empty, broken, or of an unknown kind.
     """
-    rows = _with_class_names(_load(source, split=split, config=config, revision=revision, streaming=streaming))
+    rows = with_class_names(_load(source, split=split, config=config, revision=revision, streaming=streaming))
     if streaming and hasattr(rows, "to_iterable_dataset"):
         return rows.to_iterable_dataset()
     return rows
-
-
-def _with_class_names(rows: Any) -> Any:
-    """The rows with the names of classes in place of their numbers, which are those of the names in any order."""
-    import datasets
-
-    classes = {column: kind for column, kind in (rows.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
-    text = datasets.Value("string")
-
-    def named(column: str, numbers: Sequence[int | None]) -> list[str | None]:
-        return [None if n is None or n < 0 else classes[column].names[n] for n in numbers]
-
-    if classes and not isinstance(rows, datasets.Dataset):
-        features = datasets.Features({**rows.features, **dict.fromkeys(classes, text)})
-        return rows.map(
-            lambda table: {column: named(column, table[column]) for column in classes}, batched=True, features=features
-        )
-    columns = rows.column_names
-    for column in classes:
-        added = rows.add_column(_ADDED, named(column, rows.with_format(None)[column]), feature=text)
-        rows = added.remove_columns(column).rename_column(_ADDED, column)
-    return rows.select_columns(columns) if classes else rows
 
 
 def load_table(source: Source, name: str | None = None, **where: Any) -> Dataset:

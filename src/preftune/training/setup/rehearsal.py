@@ -66,7 +66,7 @@ def _optimiser(args: Any) -> None:
         args.optim_target_modules = "all-linear"
     kind, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
     if isinstance(kind, type):  # otherwise a function of the whole model
-        kind(**{"params": list(model.parameters()), **options})
+        kind(options.pop("params", None) or list(model.parameters()), **options)
 
 
 def _schedule(args: Any) -> None:
