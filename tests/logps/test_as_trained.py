@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models_zoo import VOCABULARY, random_model
-from preftune.logps import choose_engine, make_engine, naive_logps, pack, supports
+from preftune.logps import choose_engine, make_engine, naive_logps, pack, support, supports
 from preftune.logps.engine import LayersNotReachedError
 from preftune.logps.scores import choose_score_engine, naive_scores
 from preftune.logps.states import token_states, trunk_of
@@ -185,3 +185,32 @@ def test_llm_int8_is_not_packed_and_trains_with_the_kernel_that_it_generates_wit
         with torch.no_grad():
             scores.append(engine(model, batch).token_logps_T)
     assert torch.equal(*scores)
+
+
+def test_a_kind_of_model_is_tried_once_and_whatever_the_trial_reads_makes_another_kind(monkeypatch):
+    from peft import LoraConfig
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    tried: list[str] = []
+    twin_of = support.random_twin
+    monkeypatch.setattr(support, "_EXACT", set())
+    monkeypatch.setattr(support, "random_twin", lambda model, **options: tried.append("") or twin_of(model, **options))
+
+    def trials(model) -> int:
+        tried.clear()
+        assert supports(model).exact
+        return len(tried)
+
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])
+    changed = {
+        "plain": lambda: random_model("llama"),
+        "config": lambda: random_model("llama", rope_parameters={"rope_type": "linear", "factor": 2.0}),
+        "adapter": lambda: adapted(lora, "llama"),
+        "rank": lambda: adapted(LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2), "llama"),
+        "layers": lambda: adapted(LoraConfig(task_type="CAUSAL_LM", target_modules=["v_proj"]), "llama"),
+    }
+    for name, make in changed.items():
+        assert (name, trials(make()), trials(make())) == (name, 1, 0)
+    forward = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: forward(self, x))
+    assert trials(random_model("llama")) == 1

@@ -38,6 +38,7 @@ __all__ = ["pairs_file", "preftune", "tiny_model"]
 def cluster() -> Iterator[str]:
     """A cluster of two CPUs; its address."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         num_cpus=2, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False, logging_level="ERROR"
     )
@@ -45,6 +46,7 @@ def cluster() -> Iterator[str]:
     yield ray.get_runtime_context().gcs_address
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     ray.shutdown()
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray leaves it to the system, which ends the process
 
 
 @pytest.fixture

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +13,7 @@ import pytest
 from preftune.errors import PreftuneError
 from preftune.version import __version__
 from preftune.workers.actor import Done
-from preftune.workers.ray_pool import RayTeam, passed_on
+from preftune.workers.ray_pool import RayPool, RayTeam, passed_on
 
 
 class RayError(Exception):
@@ -86,3 +89,23 @@ def test_workers_get_a_key_with_the_address_of_its_server(monkeypatch: pytest.Mo
     monkeypatch.setenv("SECRET", "x")
     assert set(names) <= passed_on().keys()
     assert "SECRET" not in passed_on()
+
+
+def test_a_cluster_that_ended_leaves_sigterm_as_it_was(monkeypatch):
+    """Ray replaces Python's handler, and at the end the system's, of which Python knows nothing."""
+    libc = ctypes.CDLL(None)
+    fake = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **options: signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM)),
+        shutdown=lambda: libc.signal(signal.SIGTERM, ctypes.c_void_p(0)),
+    )
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        with RayPool(workers=1):
+            pass
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]

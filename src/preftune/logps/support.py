@@ -7,6 +7,7 @@ does not show this, but a run of a twin with tiny windows, chunks and rope limit
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ _VOCABULARY = 96
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LIMIT = 7  # windows, chunks and original rope lengths of the twin: shorter than its longest group
 TOLERANCE = 2e-4
+_NAMES = ("_name_or_path", "base_model_name_or_path")
+"""Entries of a config that say where a model is, not what it is."""
+_EXACT: set[tuple[Any, ...]] = set()
+"""Kinds of models that were tried in this process and found exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +56,39 @@ class Support:
 def supports(model: nn.Module) -> Support:
     """Tries the packed engine on a two-layer random twin of the model and compares it with the eager path.
 
-    It runs on the CPU in float32 and takes well under a second for ordinary widths. The global random state is not
-    changed."""
+    It runs on the CPU in float32 and takes well under a second for ordinary widths; a kind of model that was found
+    exact is not tried again in this process. The global random state is not changed."""
     if reason := obstacle(model):
         return Support(False, reason)
+    kind = _kind(model)
+    if kind in _EXACT:
+        return Support(True)
+    support = _tried(model)
+    if support.exact:
+        _EXACT.add(kind)
+    return support
+
+
+def _kind(model: Any) -> tuple[Any, ...]:
+    """All that the trial reads of a model: its config, its adapters, and the code of its layers."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = {key: value for key, value in base.config.to_dict().items() if key not in _NAMES}
+    adapters = getattr(model, "peft_config", None) or {}
+    return (
+        type(model),
+        type(base),
+        json.dumps(config, sort_keys=True, default=str),
+        *(
+            (name, str(sorted((k, v) for k, v in one.to_dict().items() if k not in _NAMES)))
+            for name, one in adapters.items()
+        ),
+        str(getattr(model, "active_adapter", None)),
+        frozenset(_adapted_leaves(model)) if adapters else None,
+        frozenset((type(module), type(module).forward) for module in model.modules()),
+    )
+
+
+def _tried(model: nn.Module) -> Support:
     twin, failure = None, ""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"), quietly():
         torch.manual_seed(0)
@@ -157,7 +191,7 @@ def with_adapters(twin: Any, model: Any) -> Any:
     configs = getattr(model, "peft_config", None) or {}
     if not configs:
         return twin
-    leaves = {name.rpartition(".")[2] for name in getattr(model.base_model, "targeted_module_names", [])}
+    leaves = _adapted_leaves(model)
     for index, (name, given) in enumerate(configs.items()):
         config = copy.deepcopy(given)
         _set(config, layers_to_transform=None, layers_pattern=None, exclude_modules=None, inference_mode=False)
@@ -179,6 +213,10 @@ def with_adapters(twin: Any, model: Any) -> Any:
             if parameter.requires_grad and parameter.ndim >= 2:
                 parameter.add_(torch.randn_like(parameter), alpha=0.2 * parameter.shape[-1] ** -0.5)
     return twin.eval()
+
+
+def _adapted_leaves(model: Any) -> set[str]:
+    return {name.rpartition(".")[2] for name in getattr(model.base_model, "targeted_module_names", [])}
 
 
 def _difference(twin: Any, name: Literal["separate", "packed"]) -> str | None:

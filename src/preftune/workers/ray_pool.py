@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -50,6 +52,7 @@ class RayPool:
         self._ray: Any = ray
         self._workers = workers
         self._ours = not ray.is_initialized()
+        self._on_sigterm = signal.getsignal(signal.SIGTERM)
         if self._ours:
             _connect(address, shows_output=shows_output)
 
@@ -64,8 +67,14 @@ class RayPool:
         return RayTeam(self._ray, build, size=size, needs=needs)
 
     def close(self) -> None:
-        if self._ours:
-            self._ray.shutdown()
+        """Ends what was started. Ray takes SIGTERM over and at the end leaves it to the system, which kills the process
+        whatever handler Python knows: the one from before is set again.
+        """
+        if not self._ours:
+            return
+        self._ray.shutdown()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm or signal.SIG_DFL)
 
     def __enter__(self) -> Self:
         return self
