@@ -26,25 +26,30 @@ import preftune  # noqa: F401 (before bitsandbytes, of whose loggers it silences
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--sample", action="store_true", help="of tests marked sample(n), run n parameter sets only")
+    parser.addoption("--sample", action="store_true", help="of tests marked sample, run the chosen parameter sets only")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--sample"):
         return
-    marked: dict[tuple[str, int], list[pytest.Item]] = {}
+    sets_of: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if mark := item.get_closest_marker("sample"):
-            marked.setdefault((item.nodeid.partition("[")[0], mark.args[0]), []).append(item)
-    left_out = {item for (_, count), sets in marked.items() for item in sets if item not in evenly(sets, count)}
+        if item.get_closest_marker("sample"):
+            sets_of.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out = {item for sets in sets_of.values() for item in sets} - {
+        one for s in sets_of.values() for one in chosen(s)
+    }
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
 
-def evenly(values: list[pytest.Item], count: int) -> list[pytest.Item]:
-    """So many of the values, from the first to the last at equal distances."""
-    last = len(values) - 1
-    return values if count > last else [values[round(at * last / max(1, count - 1))] for at in range(count)]
+def chosen(sets: list[pytest.Item]) -> list[pytest.Item]:
+    """Of a test's parameter sets those that its mark names, or as many as it says, at equal distances."""
+    names = sets[0].get_closest_marker("sample").args
+    count, last = names[0], len(sets) - 1
+    if isinstance(count, str):
+        return [item for item in sets if item.callspec.id in names]
+    return sets if count > last else [sets[round(at * last / max(1, count - 1))] for at in range(count)]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -106,6 +111,13 @@ def signal_handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     yield
     assert {number: signal.getsignal(number) for number in numbers} == before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_are_no_garbage() -> None:
+    """What earlier files left is not looked through again in each collection, of which every training has one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

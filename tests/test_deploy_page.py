@@ -32,6 +32,7 @@ QUICK = {
 }
 
 
+@pytest.mark.sample(0)
 def test_from_pairs_to_a_served_model_in_five_commands(tmp_path, monkeypatch, capsys):
     pytest.importorskip("xllamacpp")
     pytest.importorskip("fastapi")

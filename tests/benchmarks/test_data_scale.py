@@ -26,6 +26,7 @@ def test_generated_pairs_are_distinct_and_of_the_size_of_hh(tmp_path: Path) -> N
     assert all(pair.prompt and pair.chosen != pair.rejected for pair in pairs)
 
 
+@pytest.mark.sample(0)
 def test_all_passes_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     model = save_tiny(tmp_path / "tiny")
     words = ["data_scale.py", "--pairs", str(LEAST_PAIRS), "--model", model, "--out", str(tmp_path)]

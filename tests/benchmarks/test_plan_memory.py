@@ -15,6 +15,7 @@ import pytest
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the heap's holes are those of glibc")
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("name", plan_memory.IN_TESTS)
 def test_the_peak_is_the_plans(name, tmp_path):
     case = next(case for case in plan_memory.CASES if case.name == name)

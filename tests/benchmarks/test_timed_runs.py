@@ -178,6 +178,7 @@ def test_what_cannot_be_measured_is_refused(words, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+@pytest.mark.sample(0)
 def test_a_run_is_a_process_of_its_own(case, tmp_path):
     options = {"model": case["model"], "rows": case["rows"], "pairs": 2, "steps": 1}
     result = children.timed_run("preftune", cache=tmp_path / "cache", **options)
@@ -205,6 +206,7 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(children, "json_of", json_of)
 
 
+@pytest.mark.sample(0)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_whole_benchmark_on_a_tiny_model(tmp_path, monkeypatch, capsys, in_this_process):
     """Also the other two benchmarks, whose goals a tiny model need not reach."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torture
 
 
+@pytest.mark.sample(0)
 def test_killed_trainings_end_with_the_weights_of_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setenv("PREFTUNE_CACHE", str(tmp_path / "cache"))
     names = ("dpo", "dpo, sharded", "sft")

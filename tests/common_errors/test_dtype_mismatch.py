@@ -81,6 +81,7 @@ def check_step(trainer: DPOTrainer) -> None:
     assert trainer.evaluate()["eval_loss"] > 0
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_a_mixture_of_dtypes_trains(mixture, tmp_path):
     build, options = MIXTURES[mixture]
@@ -100,6 +101,7 @@ def test_without_preftune_the_mixture_fails(mixture):
         build()(input_ids=torch.tensor([[1, 2, 3]]))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("stored", "bf16"),
     [

@@ -232,10 +232,9 @@ def test_the_page_shows_all_of_it_and_no_markup_of_the_data():
 def test_the_chart_has_a_point_for_every_trial_that_was_measured():
     found = result(EVEN)
     drawn = frontier(found)
-    (values,) = drawn["datasets"].values()
-    assert [(v["method"], v["kl"], v["reward"]) for v in values] == [
+    assert [(v["method"], v["kl"], v["reward"]) for v in drawn["data"]["values"]] == [
         ("DPO", 1.0, 0.3), ("PPO", 2.0, 0.3), ("DPO", 2.0, 0.6), ("PPO", 3.0, 0.6),
     ]  # fmt: skip
     without = frontier(replace(found, gold=None))
-    assert {v["reward"] for v in next(iter(without["datasets"].values()))} == {0.625}
+    assert {v["reward"] for v in without["data"]["values"]} == {0.625}
     assert frontier(replace(found, tried=[replace(trial, distance=None) for trial in found.tried])) is None

@@ -85,6 +85,7 @@ def test_what_quantisation_costs_is_stated(run: Path, trained: Trained, exported
     assert "in q4_0, which changes the reward margin from" in out
 
 
+@pytest.mark.sample(0)
 def test_a_file_of_the_base_is_named_as_a_missing_adapter(run: Path, trained: Trained, tmp_path: Path) -> None:
     files = GgufFiles(lambda dtype: run.parent / "base", tmp_path)
     for kind in ("f16", "q8_0"):
@@ -231,6 +232,7 @@ def test_the_sampling_settings_of_the_run_are_parameters(tokenizer: Any) -> None
     assert "top_k" not in greedy
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("old", "new", "stage", "words"),
     [
@@ -280,6 +282,7 @@ def test_a_template_that_is_more_than_affixes_is_refused(tokenizer: Any) -> None
         derive_affixes(other)
 
 
+@pytest.mark.sample(0)
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_a_message(tmp_path: Path) -> None:
     run = save_run(tmp_path / "run", save_base(tmp_path / "base"))
     with pytest.raises(ModelError, match=r"llama.cpp's converter refuses .* Export the model with --to merged"):

@@ -7,6 +7,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import pytest
+
 from tiny import rows, save_tiny
 
 SCRIPT = Path(__file__).parents[2] / "examples/pandalm/train.py"
@@ -32,6 +34,7 @@ def test_the_example_runs_and_reports_the_length_baseline(tmp_path, monkeypatch)
     assert result["held_out_pairs"] == sum(row["prompt"] in held_out for row in made)
 
 
+@pytest.mark.sample(0)
 def test_the_race_of_methods_on_a_tiny_model(tmp_path, monkeypatch, capsys):
     data = tmp_path / "pairs.jsonl"
     made = [row for i in range(40) for row in rows(2, start=i)]

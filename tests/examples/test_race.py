@@ -49,6 +49,7 @@ def test_noise_turns_a_share_of_the_labels_round_and_nothing_else():
     assert race.with_noise(clean, 0.0, seed=0) is clean
 
 
+@pytest.mark.sample(0)
 def test_every_method_runs_and_the_page_has_them(corpora: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     made = race.Race(TINY, load_corpus(corpora), tmp_path / "race", lambda line: None)

@@ -112,6 +112,7 @@ def test_vader_reads_a_lexicon_of_its_own() -> None:
     assert bad < nothing == 0 < good
 
 
+@pytest.mark.sample(0)
 def test_log_probabilities_are_those_of_the_plain_computation_and_samples_follow_them(trained: Any) -> None:
     model, tokenizer, facts = trained
     assert facts["parameters"] < 10_000_000
@@ -242,6 +243,7 @@ def test_a_difference_is_shown_only_if_its_interval_leaves_out_zero() -> None:
     assert not frontier.difference([1.0, -0.5, 0.3])["shown"]
 
 
+@pytest.mark.sample(0)
 def test_the_smoke_version_runs_and_a_second_start_trains_nothing(
     corpora: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ class Computed:
         patch.setattr(model, "forward", counting)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_draws_are_those_of_rows_computed_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = sharp(name)

@@ -84,6 +84,7 @@ def test_the_file_and_the_field_are_named(shelf: Path, file: str, values: dict[s
         use((shelf / file).parent)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "file",
     [

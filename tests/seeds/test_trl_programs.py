@@ -45,6 +45,7 @@ def finished(trainer: Any) -> None:
     assert (Path(trainer.args.output_dir) / "run.json").exists()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("made", [rows, chat_rows], ids=["standard", "conversational"])
 @pytest.mark.parametrize("method", ["DPO", "CPO", "ORPO", "KTO", "BCO", "Reward"])
 def test_model_tokenizer_dataset_config_trainer(method, made, model_name, tmp_path):

@@ -91,6 +91,7 @@ def test_an_unbeaten_model_is_no_better_than_its_games_show(wins: int) -> None:
     assert allowed <= win_rate([1.0] * wins).ci_low + 0.01
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("prompts", "chance", "ties", "each"),
     [

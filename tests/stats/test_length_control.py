@@ -63,6 +63,7 @@ def test_a_tie_counts_as_half() -> None:
     assert other == pytest.approx(one, abs=1e-7)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("quality", "by_length"),
     [(0.0, 1.2), (0.4, 0.0), (0.4, 1.2), (0.4, -1.2), (-0.6, 1.5)],
@@ -87,6 +88,7 @@ def test_cross_validation_chooses_the_penalty() -> None:
     assert np.median([abs(f.win_rate - f.raw_win_rate) for f in nothing]) < 0.02
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(("rows", "by_length"), [(300, 1.0), (60, 0.6)], ids=["plain to see", "hardly seen"])
 def test_the_interval_covers_the_planted_rate(rows: int, by_length: float) -> None:
     rng = np.random.default_rng(4)
@@ -104,6 +106,7 @@ def test_where_length_alone_decides_hardly_any_rate_is_excluded() -> None:
     assert found.ci_high > 0.9
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("shift", [0.5, 2.5], ids=["seen", "extrapolated"])
 def test_a_strong_effect_of_length_does_not_narrow_the_interval(shift: float) -> None:
     rng = np.random.default_rng(6)
@@ -211,6 +214,7 @@ def test_bad_input_is_refused() -> None:
         length_controlled([1, 0], [3.0, 1.0], folds=1)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("shift", "quality", "by_length"),
     [(0.0, 0.4, 1.2), (0.8, -0.5, 3.0), (0.8, 0.0, 0.0), (1.4, 0.4, 1.2), (1.4, -0.5, 3.0)],

@@ -6,9 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 SETTINGS: dict[str, Any] = {
@@ -33,14 +35,24 @@ def leave(folder: Path, result: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
-def run_two_ranks(script: str | None, folder: Path, *, cache: Path | None = None) -> list[Any]:
-    """Runs a script with `folder` as its argument on two ranks; returns what each left in `rankN.pt`."""
+def cases_of(request: pytest.FixtureRequest) -> set[str]:
+    """The parameters `case` of all tests of this file that are going to run."""
+    calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    return {call.params["case"] for call in calls if "case" in call.params}
+
+
+def run_two_ranks(
+    script: str | None, folder: Path, *, cache: Path | None = None, cases: Collection[str] = ()
+) -> list[Any]:
+    """Runs a script on two ranks, with `folder` and the names of cases as its arguments; returns what each left in
+    `rankN.pt`.
+    """
     assert script is not None
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(free_port()), "PREFTUNE_CACHE": str(cache or folder / "cache")}
     processes = [
         subprocess.Popen(
-            [sys.executable, script, str(folder)],
+            [sys.executable, script, str(folder), *cases],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -139,6 +139,7 @@ def short(row):
 """
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("ending", "more"),
     [
@@ -180,6 +181,7 @@ def test_a_stream_is_not_converted_on_a_cluster(preftune, pairs_file, tmp_path, 
     assert "--streaming reads the rows in this process" in found.message
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("reference", [False, True])
 def test_an_audit_is_that_of_one_process(preftune, tiny_model, tmp_path, monkeypatch, cluster, losing, reference):
     rows = chat_rows(330 if reference else 3300)
@@ -227,6 +229,7 @@ def brief(prompt, a, b, row):
 """
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("judge", ["rule:pair_rules:brevity", "rule:pair_rules:brief", "reward:rm", "local:MODEL"])
 def test_pairs_are_the_bytes_of_one_process(preftune, tiny_model, tmp_path, monkeypatch, cluster, judge):
     monkeypatch.chdir(tmp_path)
@@ -349,6 +352,7 @@ def test_an_evaluation_is_that_of_one_process(preftune, tiny_model, prompts, tmp
         assert Path("alone", file).read_bytes() == Path("spread", file).read_bytes()
 
 
+@pytest.mark.sample(0)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
 def test_a_launched_training_goes_on_after_a_process_is_killed(preftune, tiny_model, tmp_path, cluster):
     rows = write_rows(tmp_path / "pairs.jsonl", chat_rows(64))

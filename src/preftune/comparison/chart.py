@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import altair as alt
-
 from preftune.comparison.result import Result, Tried
-from preftune.report.run.charts import Specification, finished
+from preftune.report.html.vega_lite import Specification, field, finished, layered, mark
 
 _COLOURS = tuple(f"var(--run-{number})" for number in range(1, 9))
 _LABELLED = 4
@@ -26,30 +24,32 @@ def frontier(result: Result) -> Specification | None:
     if not rows:
         return None
     name = "gold reward of samples" if result.gold else "win rate against the start"
-    axis = alt.Axis(tickCount=5) if result.gold else alt.Axis(tickCount=5, format="%")
-    x = alt.X("kl:Q", title="KL to the start, nats per answer", axis=alt.Axis(tickCount=5, grid=False))
-    y = alt.Y("reward:Q", title=name, scale=alt.Scale(zero=False), axis=axis)
+    axis = {"tickCount": 5} if result.gold else {"tickCount": 5, "format": "%"}
+    x = {"x": field("kl:Q", title="KL to the start, nats per answer", axis={"tickCount": 5, "grid": False})}
+    y = {"y": field("reward:Q", title=name, scale={"zero": False}, axis=axis)}
     titles = [method.title for method in result.methods]
-    colour = alt.Color(
-        "method:N",
-        scale=alt.Scale(domain=titles, range=[_COLOURS[n % len(_COLOURS)] for n in range(len(titles))]),
-        legend=alt.Legend(orient="top", title=None, symbolType="circle"),
-    )
-    form = ".3~f" if result.gold else ".1%"
-    tooltip = [
-        *(alt.Tooltip(name) for name in ("method:N", "settings:N")),
-        alt.Tooltip("kl:Q", format=".2f"),
-        alt.Tooltip("reward:Q", format=form),
-    ]
-    base = alt.Chart(alt.InlineData(values=rows)).encode(color=colour, tooltip=tooltip)
+    colours = {"domain": titles, "range": [_COLOURS[n % len(_COLOURS)] for n in range(len(titles))]}
+    legend = {"orient": "top", "title": None, "symbolType": "circle"}
+    encoding = {
+        "color": field("method:N", scale=colours, legend=legend),
+        "tooltip": [
+            *map(field, ("method:N", "settings:N")),
+            field("kl:Q", format=".2f"),
+            field("reward:Q", format=".3~f" if result.gold else ".1%"),
+        ],
+    }
+    between_rewards = {"y": field("low:Q", title=name, axis=axis), "y2": {"field": "high"}}
+    between_kls = {"x": field("kl_low:Q"), "x2": {"field": "kl_high"}}
+    shape = {"shape": field("method:N", legend=None)}
     layers = [
-        base.mark_rule(opacity=0.35).encode(x=x, y=alt.Y("low:Q", title=name, axis=axis), y2="high:Q"),
-        base.mark_rule(opacity=0.35).encode(x="kl_low:Q", x2="kl_high:Q", y=y),
-        base.mark_point(filled=True, size=90, opacity=1).encode(x=x, y=y, shape=alt.Shape("method:N", legend=None)),
+        mark("rule", {**encoding, **x, **between_rewards}, opacity=0.35),
+        mark("rule", {**encoding, **between_kls, **y}, opacity=0.35),
+        mark("point", {**encoding, **x, **y, **shape}, filled=True, size=90, opacity=1),
     ]
     if len(titles) <= _LABELLED:
-        layers.append(base.mark_text(align="left", dx=9, dy=-9, fontSize=11).encode(x=x, y=y, text="label:N"))
-    return finished(alt.layer(*layers), height=_HEIGHT)
+        label = {"text": field("label:N")}
+        layers.append(mark("text", {**encoding, **x, **y, **label}, align="left", dx=9, dy=-9, fontSize=11))
+    return finished(layered(layers, rows), height=_HEIGHT)
 
 
 def _row(trial: Tried, *, gold: bool) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import altair as alt
 import yaml
 from markupsafe import Markup
 
@@ -14,11 +13,12 @@ from preftune.amounts import counted
 from preftune.report.html.components import NOTHING, listed, panel, panels, table
 from preftune.report.html.document import Page
 from preftune.report.html.templates import markup
-from preftune.report.run.charts import Specification, finished
+from preftune.report.html.vega_lite import Specification, field, finished, layered, mark
 from preftune.version import __version__
 
 _SHOWN = 200
 """Rows of the table."""
+_HEIGHT = 210
 
 
 def sweep_page(result: Mapping[str, Any]) -> str:
@@ -124,16 +124,17 @@ def _history(result: Mapping[str, Any]) -> Specification:
         best = trial["value"] if best is None else pick(best, trial["value"])
         rows.append({"trial": trial["number"], "value": _rounded(trial["value"]), "best": _rounded(best)})
     ticks = min(10, max(1, len(rows) - 1))
-    x = alt.X("trial:Q", title="trial", axis=alt.Axis(format="d", tickCount=ticks, grid=False))
-    y = alt.Y("value:Q", title=result["objective"], scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
-    base = alt.Chart(alt.InlineData(values=rows))
-    line = base.mark_line(interpolate="step-after", color="var(--run-2)").encode(
-        x=x, y=alt.Y("best:Q", title=result["objective"])
-    )
-    points = base.mark_point(filled=True, size=60, color="var(--run-1)").encode(
-        x=x, y=y, tooltip=[alt.Tooltip("trial:Q"), alt.Tooltip("value:Q", format=".4~g")]
-    )
-    return finished(alt.layer(line, points))
+    x = {"x": field("trial:Q", title="trial", axis={"format": "d", "tickCount": ticks, "grid": False})}
+    best_so_far = {"y": field("best:Q", title=result["objective"])}
+    value = {
+        "y": field("value:Q", title=result["objective"], scale={"zero": False}, axis={"tickCount": 5}),
+        "tooltip": [field("trial:Q"), field("value:Q", format=".4~g")],
+    }
+    layers = [
+        mark("line", {**x, **best_so_far}, interpolate="step-after", color="var(--run-2)"),
+        mark("point", {**x, **value}, filled=True, size=60, color="var(--run-1)"),
+    ]
+    return finished(layered(layers, rows), height=_HEIGHT)
 
 
 def _parallel(result: Mapping[str, Any]) -> Specification:
@@ -158,14 +159,14 @@ def _parallel(result: Mapping[str, Any]) -> Specification:
         ]  # fmt: skip
         rows.append({**shared, "axis": result["objective"], "place": _rounded(worth), "text": f"{trial['value']:.4g}"})
     order = [*(name for name, _ in axes), result["objective"]]
-    base = alt.Chart(alt.InlineData(values=rows)).encode(
-        x=alt.X("axis:N", sort=order, title=None, axis=alt.Axis(labelAngle=0, grid=True)),
-        y=alt.Y(
-            "place:Q", title=None, axis=alt.Axis(labels=False, ticks=False, grid=False), scale=alt.Scale(domain=[0, 1])
-        ),
-        opacity=alt.Opacity("worth:Q", scale=alt.Scale(domain=[0, 1], range=[0.08, 1]), legend=None),
-        tooltip=["trial:Q", alt.Tooltip("value:Q", format=".4~g"), "settings:N", "axis:N", "text:N"],
-    )
+    unit = {"domain": [0, 1]}
+    hidden = {"labels": False, "ticks": False, "grid": False}
+    encoding = {
+        "x": field("axis:N", sort=order, title=None, axis={"labelAngle": 0, "grid": True}),
+        "y": field("place:Q", title=None, axis=hidden, scale=unit),
+        "opacity": field("worth:Q", scale={**unit, "range": [0.08, 1]}, legend=None),
+        "tooltip": [field("trial:Q"), field("value:Q", format=".4~g"), *map(field, ("settings:N", "axis:N", "text:N"))],
+    }
     ends = [
         {"axis": one["name"], "place": place, "text": _text(one["ends"][-place])} for _, one in axes for place in (0, 1)
     ]
@@ -173,22 +174,23 @@ def _parallel(result: Mapping[str, Any]) -> Specification:
         {"axis": result["objective"], "place": place, "text": f"{end:.4g}"}
         for place, end in enumerate(sorted((min(values), max(values)), reverse=result["direction"] == "minimize"))
     ]
-    named = alt.Chart(alt.InlineData(values=ends)).mark_text(align="left", dx=7, fontSize=11, color="var(--muted)")
-    named = named.encode(x=alt.X("axis:N", sort=order), y="place:Q", text="text:N")
-    lines = base.mark_line(color="var(--run-1)", strokeWidth=2).encode(detail="trial:N")
-    points = base.mark_point(filled=True, size=40, color="var(--run-1)")
-    return finished(alt.layer(lines, points, named), height=280)
+    at_end = {"x": field("axis:N", sort=order), "y": field("place:Q"), "text": field("text:N")}
+    layers = [
+        mark("line", {**encoding, "detail": field("trial:N")}, color="var(--run-1)", strokeWidth=2),
+        mark("point", encoding, filled=True, size=40, color="var(--run-1)"),
+        mark("text", at_end, ends, align="left", dx=7, fontSize=11, color="var(--muted)"),
+    ]
+    return finished(layered(layers, rows), height=280)
 
 
 def _importance(result: Mapping[str, Any]) -> Specification:
     rows = [{"setting": name, "share": value} for name, value in result["importance"].items()]
-    chart = alt.Chart(alt.InlineData(values=rows)).mark_bar(color="var(--run-1)")
-    encoded = chart.encode(
-        y=alt.Y("setting:N", sort=[row["setting"] for row in rows], title=None),
-        x=alt.X("share:Q", title=None, axis=alt.Axis(format="%", tickCount=5)),
-        tooltip=["setting:N", alt.Tooltip("share:Q", format=".0%")],
-    )
-    return finished(encoded, height=40 + 28 * len(rows))
+    encoding = {
+        "y": field("setting:N", sort=[row["setting"] for row in rows], title=None),
+        "x": field("share:Q", title=None, axis={"format": "%", "tickCount": 5}),
+        "tooltip": [field("setting:N"), field("share:Q", format=".0%")],
+    }
+    return finished(mark("bar", encoding, rows, color="var(--run-1)"), height=40 + 28 * len(rows))
 
 
 def _place(value: Any, searched: Mapping[str, Any]) -> float:

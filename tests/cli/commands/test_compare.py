@@ -99,6 +99,7 @@ def cache_hits(trial: str) -> list[float]:
     return [line["reference/cache_hits"] for line in map(json.loads, lines) if "reference/cache_hits" in line]
 
 
+@pytest.mark.sample(0)
 def test_many_methods_are_one_race_with_every_direct_comparison(preftune, tiny_model, pairs, calls) -> None:
     words = [
         "compare",
@@ -235,6 +236,7 @@ def test_a_prompt_that_cannot_be_answered_is_reported_before_anything_is_trained
     assert calls == []
 
 
+@pytest.mark.sample(0)
 def test_a_policy_that_its_last_step_wrecked_counts_as_a_trial_that_failed(
     preftune, tiny_model, pairs, calls, monkeypatch
 ) -> None:
@@ -255,6 +257,7 @@ def test_a_policy_that_its_last_step_wrecked_counts_as_a_trial_that_failed(
     assert "These trials did not finish, and count as trials: DPO with beta 0.1" in result.out
 
 
+@pytest.mark.sample(0)
 def test_remote_code_is_allowed_in_the_trainings_as_well(preftune, tiny_model, pairs, calls) -> None:
     assert preftune("compare", "--model", tiny_model, "--data", pairs, *FAST, "--trust_remote_code").code == 0
     for name in ("dpo-1", "ppo-1", "reward"):
@@ -270,6 +273,7 @@ def test_a_rule_that_misses_its_column_says_so_before_anything_is_trained(preftu
     assert calls == []
 
 
+@pytest.mark.sample(0)
 def test_a_chat_model_judges_within_its_cap_and_is_asked_again_where_it_said_nothing(
     preftune, tiny_model, pairs, calls
 ) -> None:

@@ -176,6 +176,7 @@ def test_endpoints_on_all_sides_and_a_second_evaluation_costs_nothing(preftune, 
     assert read(tmp_path / "out")["cost"]["calls"] == 0
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("moment", [4, 9, 15], ids=["baseline", "aligned", "judge"])
 def test_killed_and_resumed_nothing_that_came_is_asked_twice(preftune, server, questions, tmp_path, moment) -> None:
     words = duel(server, questions, tmp_path / "out", "--concurrency", 2)

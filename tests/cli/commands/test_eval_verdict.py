@@ -36,6 +36,7 @@ def test_a_forgetting_budget_without_measured_abilities(preftune, server, questi
     assert (alone.code, "--fail_under" in alone.message) == (2, True)
 
 
+@pytest.mark.sample(0)
 def test_a_suite_without_a_comparison_decides_nothing(
     preftune, tiny_model, other_model, questions, tmp_path: Path
 ) -> None:

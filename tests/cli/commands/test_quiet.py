@@ -53,6 +53,7 @@ def notes(folder: Path) -> list[str]:
     return list(json.loads((folder / "run" / "run.json").read_text(encoding="utf-8"))["notes"])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     "words",
     [
@@ -75,6 +76,7 @@ def test_a_few_lines_before_the_first_step_and_the_rest_in_the_record(words, fol
     assert any(note.startswith("self-check: ") for note in kept)
 
 
+@pytest.mark.sample(0)
 def test_verbose_shows_them_all(folder):
     lines = said(folder, "dpo", "--data", "pairs.jsonl", "--verbose")
     kept = notes(folder)

@@ -54,6 +54,7 @@ def test_the_judge_is_trained_once_and_its_accuracy_stands_beside_the_win_rate(p
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("damage", ["torn", "edited", "missing"])
 def test_a_judge_whose_weights_are_not_those_that_were_tested_is_trained_again(tiny_model, damage, caplog):
     pairs = load_pairs(distinct_rows(48))
@@ -98,6 +99,7 @@ def test_prompts_that_were_trained_on_are_counted(preftune, policy, tmp_path):
     assert json.loads((policy / "eval" / "summary.json").read_text())["seen_in_training"] is None
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("method", ["sft", "kto", "reward", "grpo"])
 def test_every_method_keeps_its_prompts_and_those_of_the_model_it_began_with(preftune, policy, tmp_path, method):
     assert preftune("merge", policy, "-o", tmp_path / "merged").code == 0

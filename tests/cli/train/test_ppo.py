@@ -62,6 +62,7 @@ def test_ppo_of_all_weights_from_pairs(preftune, tiny_model, pairs_file, tmp_pat
     assert f"--baseline {tiny_model}" in result.out
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize(
     ("command", "method", "options"),
     [

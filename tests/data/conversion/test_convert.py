@@ -44,6 +44,7 @@ def reasons(manifest: dict[str, Any]) -> dict[str, list[Any]]:
     return {left["reason"]: left["rows"] for left in manifest["dropped"]}
 
 
+@pytest.mark.sample(30)
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("file", FIRST)
 def test_every_format_reads_back_as_the_same_pairs(file: str, ending: str, tmp_path: Path) -> None:
@@ -286,6 +287,7 @@ def test_mixed_kinds_of_sides_in_one_file(tmp_path: Path) -> None:
         assert plain(load_pairs(tmp_path / f"out.{ending}")) == plain(before)
 
 
+@pytest.mark.sample(10)
 @pytest.mark.parametrize("file", [file for file in FIRST if FORMATS[FIRST[file][0]].table is None])
 def test_a_stream_gives_the_same_pairs(file: str, tmp_path: Path) -> None:
     source = FORMAT_FILES / f"{file}.jsonl"

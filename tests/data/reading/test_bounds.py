@@ -125,6 +125,7 @@ def tokenizer(template: str = CHATML) -> Any:
     return made
 
 
+@pytest.mark.sample(0)
 def test_of_a_huge_text_only_what_max_length_can_need_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     tok = tokenizer()
     huge = " ".join(f"word {number}" for number in range(200_000))

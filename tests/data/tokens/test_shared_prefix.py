@@ -70,6 +70,7 @@ TEXT = st.lists(
 ).map("".join)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("mark", [{}, {"lstrip": True}, {"rstrip": True}, {"single_word": True}])
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_those_of_the_whole_texts(kind: str, mark: dict[str, bool]) -> None:

@@ -51,6 +51,7 @@ def value_and_gradients(compute, tensors):
     return [out.detach(), *torch.autograd.grad(out, tensors, upstream, allow_unused=True)]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("window", [None, 3, 130])
 @pytest.mark.parametrize("softcap", [None, 1.5])
 @pytest.mark.parametrize("with_sinks", [False, True])

@@ -59,6 +59,7 @@ def test_every_file_may_be_missing(one_curve: Path, file: str) -> None:
     assert markdown_report([run])
 
 
+@pytest.mark.sample(18)
 @pytest.mark.parametrize("file", WHOLE)
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b'{"win_rate": 0.5', b"[1, 2]", b"null", b"[" * 20_000])
 def test_every_file_may_be_torn_or_foreign(one_curve: Path, file: str, content: bytes) -> None:
@@ -253,6 +254,7 @@ def test_the_time_of_a_resumed_run_is_that_since_the_resume(run_folder: Path) ->
     assert asked(read_run(run_folder)).endswith("80 steps (those after step 40, where it was resumed, in 1 min 23 s).")
 
 
+@pytest.mark.sample(0)
 def test_many_runs_and_long_answers_stay_within_three_megabytes_and_one_comment(tmp_path: Path) -> None:
     runs = []
     for number_ in range(16):
@@ -357,6 +359,7 @@ def test_what_is_no_package_is_in_no_line_to_copy(tmp_path: Path) -> None:
     assert install(Run("r", tmp_path, facts={"versions": versions})) == "pip install torch==2.13.0"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x00", "\ud800"])
 def test_a_mark_that_ends_a_line_of_a_program_spoils_no_chart(mark: str, one_curve: Path) -> None:
     folder = one_curve

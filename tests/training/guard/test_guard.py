@@ -33,6 +33,7 @@ def run_json(folder: Path) -> Any:
 # --- what is trained stays the same ---
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("held_out", [rows(6, start=40), None], ids=["held out", "nothing held out"])
 @pytest.mark.parametrize("case", MAKE)
 def test_losses_and_weights_are_those_of_a_run_without_a_guard(case, held_out, paid, tmp_path):

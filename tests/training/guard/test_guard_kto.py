@@ -16,6 +16,7 @@ from .guard_runs import lines, looks
 RUN = {"max_steps": 4, "reference_cache": False}
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("loss", ["kto", "bco"])
 def test_losses_and_weights_are_those_of_a_run_without_a_guard(

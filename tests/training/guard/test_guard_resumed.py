@@ -24,6 +24,7 @@ class PowerCut(TrainerCallback):
             raise RuntimeError("power cut")
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("case", MAKE)
 def test_a_resumed_run_knows_what_it_knew_and_compares_with_the_same_answers(case, paid, tmp_path):
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}

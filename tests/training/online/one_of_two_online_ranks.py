@@ -1,6 +1,6 @@
 """One rank of the runs that test_online_ranks.py starts as two processes, and the same run in one process.
 
-Usage: one_of_two_online_ranks.py FOLDER, with the environment that torchrun sets. Writes FOLDER/rank{n}.pt.
+Usage: one_of_two_online_ranks.py FOLDER CASE..., with the environment that torchrun sets. Writes FOLDER/rank{n}.pt.
 """
 
 from __future__ import annotations
@@ -101,11 +101,11 @@ def failing(folder: Path) -> str:
     return ""
 
 
-def main(folder: Path) -> None:
-    result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in CASES}
+def main(folder: Path, cases: list[str]) -> None:
+    result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in cases}
     result["failing"] = failing(folder)
     leave(folder, result)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -39,6 +39,7 @@ def token_losses(loss_type: str, now: torch.Tensor, before: torch.Tensor, advant
     return -torch.minimum(mean * advantage, mean.clamp(0.8, 1.2) * advantage).expand(len(now))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("loss_type", OPTIONS)
 @pytest.mark.parametrize("cut", [{}, {"per_device_train_batch_size": K, "gradient_accumulation_steps": 2}])
 def test_the_update_is_the_oracle_s(loss_type, cut, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.training.two_ranks import run_two_ranks
+from tests.training.two_ranks import cases_of, run_two_ranks
 
 from . import one_of_two_online_ranks as ranks
 
@@ -13,10 +13,12 @@ TIMED = ("time", "_per_second", "_runtime", "total_flos", "memory/", "useful_tfl
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
-    return run_two_ranks(ranks.__file__, tmp_path_factory.mktemp("ranks"))
+def two_ranks(request, tmp_path_factory):
+    cases = cases_of(request) | {"rloo"}
+    return run_two_ranks(ranks.__file__, tmp_path_factory.mktemp("ranks"), cases=sorted(cases))
 
 
+@pytest.mark.sample("grpo", "online", "ppo")
 @pytest.mark.parametrize("case", ranks.CASES)
 def test_two_ranks_do_what_one_process_does(case, two_ranks, tmp_path):
     alone = ranks.run(case, tmp_path, ranks=1)

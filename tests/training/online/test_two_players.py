@@ -227,6 +227,7 @@ def test_the_first_step_begins_where_policy_and_reference_are_one(kind: str, tmp
         assert first["loss/dpo"] == pytest.approx(0.6931, abs=1e-4)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_preference_is_learnt(kind: str, tmp_path: Path) -> None:
     run = made(

@@ -48,6 +48,7 @@ def test_one_base_plays_every_role(tmp_path: Path) -> None:
     assert abs(logged(tmp_path / "run")[0]["objective/scores"]) > 1e-3
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     "of_reward",
     [{}, {"init_lora_weights": "pissa"}, {"bias": "all"}, {"modules_to_save": ["score", "norm"]}],

@@ -164,10 +164,10 @@ trainer(lora_model(lora_dropout=0.1), Path(sys.argv[2]), data=rows(14), disable_
 """
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("moment", ["optimizer", "state", "manifest", "rename"])
 def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_from_the_one_before(moment, runs, tmp_path):
-    tests = Path(__file__).parents[2]
-    script = KILLED.format(tests=str(tests), root=str(tests.parent))
+    script = KILLED.format(tests=str(Path(__file__).parents[2]), root=str(Path(__file__).parents[3]))
     done = subprocess.run([sys.executable, "-c", script, moment, str(tmp_path)], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]

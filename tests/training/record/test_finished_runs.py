@@ -41,6 +41,7 @@ def flipped(whole: bytes) -> bytes:
     return whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("damage", [torn, flipped])
 @pytest.mark.parametrize("there", ["checkpoint", "none"])
 def test_a_finished_run_whose_weights_are_damaged_takes_them_from_its_last_checkpoint(there, damage, tmp_path, caplog):

@@ -140,6 +140,7 @@ def test_a_manifest_without_its_hash_is_read_with_care(name: str, value: Any, tm
             read_manifest(tmp_path)
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", ["configuration", "data", "result", "id", "steps", "outcome", "spent"])
 @pytest.mark.parametrize("value", ["x", [3], {"train": "x"}], ids=str)
 def test_run_json_with_other_types_is_no_traceback(name: str, value: Any, tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_training_continues_with_the_encoder(kind: str, made: Any, tmp_path: Path) -> None:
     whole = made(kind, tmp_path / "out")
@@ -77,6 +78,7 @@ def test_a_resumed_training_continues_with_the_encoder(kind: str, made: Any, tmp
     assert same(weights(resumed), trained)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["p-tuning", "cpt"])
 def test_the_best_weights_are_those_of_the_encoder(kind: str, made: Any, tmp_path: Path) -> None:
     found = []

@@ -91,6 +91,7 @@ def comparable(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k != "reference/cache_hits"} for record in untimed(records)]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("case", CASES)
 def test_a_resumed_run_logs_what_an_uninterrupted_one_logs_and_ends_with_its_weights(case, runs_of, cut):
     folder, expected = cut(case), runs_of(case)
@@ -106,6 +107,7 @@ def test_a_resumed_run_logs_what_an_uninterrupted_one_logs_and_ends_with_its_wei
         torch.testing.assert_close(resumed.model.state_dict()[name], weight, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("persistent", [False, True])
 def test_dropout_of_a_resumed_run_is_that_of_a_run_without_interruption(persistent, tmp_path):
     """Persistent workers begin once in a process: what they draw must not come out of dropout's generator."""
@@ -148,6 +150,7 @@ def test_a_last_line_that_a_crash_left_unfinished_is_dropped(runs_of, cut):
     assert [r["loss"] for r in metrics(folder) if "loss" in r] == pytest.approx(logged(runs_of("lora").whole), rel=1e-4)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("damage", ["deleted", "a line lost", "a figure changed", "of another run", "none"])
 def test_metrics_that_are_not_what_the_run_logged_are_restored(damage, cut, runs_of, caplog):
     file = cut("lora") / "metrics.jsonl"

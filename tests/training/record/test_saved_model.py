@@ -190,6 +190,7 @@ ADAPTERS = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("how", ADAPTERS)
 @pytest.mark.parametrize("size", ["larger", "smaller", "padded"])
 def test_a_run_with_another_vocabulary_loads_merges_and_trains_on(size, how, tmp_path):

@@ -35,6 +35,7 @@ def answers(model: Any) -> torch.Tensor:
         return model.eval()(IDS).logits
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("options", "part", "alpha"),
     [
@@ -168,6 +169,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("change", ["", *CHANGES])
 @pytest.mark.parametrize("adapter", [True, False])
 def test_numbers_that_are_in_no_file_are_warned_of(

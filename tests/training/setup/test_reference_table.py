@@ -91,6 +91,7 @@ def models_in_memory() -> int:
     return sum(type(thing) is LlamaForCausalLM for thing in gc.get_objects())
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("row", ROWS)
 def test_the_reference_is_the_model_as_received(row, tmp_path):
     make, source = ROWS[row]

@@ -67,6 +67,7 @@ def with_the_wrong_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "token_logps", late)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("plant", [without_prompts, without_masks, with_the_wrong_state])
 def test_an_engine_that_computes_something_else_stops_the_run(plant, dtype, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """One rank of the sharded runs that test_sharded_ranks.py starts as two processes, and the same run in one process.
 
-Usage: one_of_two_sharded_ranks.py FOLDER, with the environment that torchrun sets. Writes FOLDER/rank{n}.pt.
+Usage: one_of_two_sharded_ranks.py FOLDER CASE..., with the environment that torchrun sets. Writes FOLDER/rank{n}.pt.
 """
 
 from __future__ import annotations
@@ -189,8 +189,8 @@ def in_parts(case: str, folder: Path) -> dict[str, Any]:
     return {name: whole(p.detach()).clone() for name, p in second.model.named_parameters() if p.requires_grad}
 
 
-def main(folder: Path) -> None:
-    result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in CASES}
+def main(folder: Path, cases: list[str]) -> None:
+    result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in cases}
     for case in ("lora", "full"):  # a checkpoint of one process, continued by two
         trainer = made(case, folder / "continued", ranks=2, save_strategy="steps", save_steps=1, allow_changed=True)
         trainer.train(resume_from_checkpoint=str(folder / "alone" / case / "checkpoint-2"))
@@ -204,4 +204,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from preftune import load_model
 from preftune.errors import ModelError
-from tests.training.two_ranks import run_two_ranks
+from tests.training.two_ranks import cases_of, run_two_ranks
 
 from . import one_of_two_sharded_ranks as ranks
 
@@ -21,14 +21,15 @@ BFLOAT16 = {"rel": 0.05, "abs": 0.05}
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(request, tmp_path_factory):
     """The folder that two processes wrote into, and what each of them saw."""
     folder = tmp_path_factory.mktemp("ranks")
     for case in ("lora", "full"):
         ranks.made(case, folder / "alone", ranks=1, save_strategy="steps", save_steps=1).train()
-    return folder, run_two_ranks(ranks.__file__, folder)
+    return folder, run_two_ranks(ranks.__file__, folder, cases=sorted(cases_of(request) | {"eight layers"}))
 
 
+@pytest.mark.sample("lora", "full", "uneven, full", "kto", "sft", "reward")
 @pytest.mark.parametrize("case", ranks.CASES)
 def test_sharded_ranks_do_what_one_process_does(case, two_ranks, tmp_path):
     _, both = two_ranks
@@ -54,6 +55,7 @@ def test_sharded_ranks_do_what_one_process_does(case, two_ranks, tmp_path):
                 torch.testing.assert_close(found, weight, **EXACT, msg=name)
 
 
+@pytest.mark.sample("lora", "full")
 @pytest.mark.parametrize("case", ["lora", "full", "bfloat16"])
 def test_margins_begin_at_zero(case, two_ranks):
     """Gathered in bfloat16, embeddings and norms would round otherwise than when the reference was scored."""
@@ -77,6 +79,7 @@ def test_the_first_time_that_memory_runs_out_ends_the_run(two_ranks):
         assert "max_tokens_per_batch" in rank["out of memory"]
 
 
+@pytest.mark.sample("lora", "full", "sft", "reward")
 @pytest.mark.parametrize("case", ["lora", "full", "tied", "received in bfloat16", "sft", "reward"])
 def test_what_is_saved_is_whole(case, two_ranks, tmp_path):
     folder, _ = two_ranks

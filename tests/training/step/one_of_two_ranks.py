@@ -1,6 +1,6 @@
 """One rank of the runs that test_traps.py starts as two processes. Writes what it saw to FOLDER/rank{n}.pt.
 
-Usage: one_of_two_ranks.py FOLDER, with RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT as torchrun sets them.
+Usage: one_of_two_ranks.py FOLDER CASE..., with the environment that torchrun sets.
 """
 
 from __future__ import annotations
@@ -148,9 +148,9 @@ def run(case: str, folder: Path, *, ranks: int, callbacks: Any = None) -> dict[s
     }
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, cases: list[str]) -> None:
     result = {}
-    for case in CASES:
+    for case in (case for case in CASES if case in cases):
         gradients = GradientsOfAllRanks()
         result[case] = run(case, folder, ranks=2, callbacks=[gradients])
         result[case]["gradient_differences"] = gradients.largest
@@ -159,4 +159,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -51,6 +51,7 @@ def naive(made, steps: int, alpha: float, every: int) -> list[float]:
     return losses
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("alpha", [0.6, 1.0])
 @pytest.mark.parametrize("model", MODELS)
 def test_the_losses_are_those_of_the_naive_loop(model, alpha, tmp_path):

@@ -89,6 +89,7 @@ def by_the_oracle(run: Any, name: str) -> float:
     return float(found.loss_N.mean())
 
 
+@pytest.mark.sample(12)
 @pytest.mark.parametrize("name", sorted(LOSSES.keys() - MEASURED))
 def test_the_loss_of_the_first_step_is_the_oracle_s(name, tmp_path):
     run = made(name, tmp_path)
@@ -97,6 +98,7 @@ def test_the_loss_of_the_first_step_is_the_oracle_s(name, tmp_path):
     assert logged(run)[0] == pytest.approx(expected, rel=2e-5, abs=1e-6)
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_update_depends_neither_on_micro_batches_nor_on_a_token_budget(name, tmp_path):
     runs = [
@@ -113,6 +115,7 @@ def test_the_update_depends_neither_on_micro_batches_nor_on_a_token_budget(name,
             torch.testing.assert_close(one, two, rtol=1e-3, atol=2e-3, msg=weight)
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", sorted(LOSSES.keys() - OF_THE_STEP))
 def test_a_pair_s_loss_does_not_depend_on_the_other_pairs_of_the_step(name, tmp_path):
     """Evaluated in batches of 1 and of 8: those that sort, and the likelihood over all tokens, are said to differ."""

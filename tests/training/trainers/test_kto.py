@@ -25,6 +25,7 @@ from . import one_of_two_kto_ranks as ranks
 from .one_of_two_kto_ranks import answers, history, made
 
 
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("case", "options"),
@@ -45,6 +46,7 @@ def test_it_is_trl_s(case, options, tmp_path):
     assert history(ours)[-1] < history(ours)[0] - 0.1
 
 
+@pytest.mark.sample(0)
 def test_the_update_does_not_depend_on_micro_batches(tmp_path, monkeypatch):
     """z is of the whole step: rows one by one, or cut by a token budget, train the same. No run finds scores of another
     one, so that own answers are scored with those to other prompts, in one group that a budget may cut.

@@ -64,6 +64,7 @@ def test_the_loss_is_the_oracle_s(name, tmp_path):
     assert found == pytest.approx(by_the_oracle(run, name), rel=1e-5)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_update_depends_neither_on_batches_nor_on_the_budget(name, tmp_path):
     def losses(folder: str, **options: Any) -> list[float]:

@@ -28,6 +28,7 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("bf16", [None, True], ids=["float32", "bfloat16"])
 def test_four_bit_lora_learns_is_saved_reloaded_and_merged(tmp_path, bf16):
     base = save_tiny(tmp_path / "base", hidden_size=64, intermediate_size=128)
@@ -95,6 +96,7 @@ def test_a_quantised_model_without_adapter_is_refused(tmp_path):
         )
 
 
+@pytest.mark.sample(0)
 @pytest.mark.slow
 def test_four_bit_lora_on_layers_of_the_real_small_model(tmp_path):
     from preftune.models import convert_smollm2

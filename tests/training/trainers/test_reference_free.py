@@ -40,6 +40,7 @@ def losses_of(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("name", FREE)
 def test_there_is_no_reference_pass_and_no_second_model(name, lora, tmp_path, monkeypatch):
@@ -163,6 +164,7 @@ def both(folder: Path, ours: Any, theirs: Any, **options: Any) -> tuple[Any, Any
     return made[0], made[1]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", CASES)
 def test_cpo_and_simpo_are_those_of_trl(case, tmp_path):
@@ -199,6 +201,7 @@ TPO_CASES = {
 }
 
 
+@pytest.mark.sample(2)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", TPO_CASES)
 def test_tpo_is_that_of_trl(case, tmp_path):

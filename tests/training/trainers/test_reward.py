@@ -58,6 +58,7 @@ def logged(trainer: Any, name: str) -> list[float]:
     return [entry[name] for entry in trainer.state.log_history if name in entry and "loss" in entry]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore:::trl")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -125,6 +126,7 @@ def test_the_loss_is_that_of_the_scores(tmp_path):
     torch.testing.assert_close(figures["margin"], scores[0::2] - scores[1::2])
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("pad_is_eos", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
 def test_transformers_pipeline_gives_the_same_scores(tmp_path, pad_is_eos, plain):
@@ -276,6 +278,7 @@ def test_a_trained_classifier_is_trained_further(tmp_path):
     assert second.predict(chat_rows(4)).predictions == pytest.approx(first.predict(chat_rows(4)).predictions, abs=1e-5)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_as_a_judge_it_gives_the_scores_of_training(tmp_path, plain, adapter):

@@ -79,6 +79,7 @@ def few_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_ROWS", 2)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("method", KINDS)
 def test_a_stream_in_its_order_trains_as_the_same_rows_that_are_held(method, few_known, tmp_path):
     held = made(method, KINDS[method], tmp_path / "held", train_sampling_strategy="sequential", max_steps=2)
@@ -94,6 +95,7 @@ def test_a_stream_in_its_order_trains_as_the_same_rows_that_are_held(method, few
     assert audit["rows_out"] == 8
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("method", KINDS)
 def test_a_resumed_run_goes_on_with_the_next_row(method, few_known, tmp_path):
     """Over the end of the rows, with a buffer, to the bit, and with the same counts."""

@@ -190,6 +190,7 @@ def unlimited(tmp_path_factory):
     return run(tmp_path_factory.mktemp("unlimited"))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("budget", "accumulation"), [(UNLIMITED, 1), (UNLIMITED, 4), (200, 1), (200, 4), (ONE_GROUP, 1), (None, 4)]
 )

@@ -31,6 +31,7 @@ def losses(run) -> list[float]:
     return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_losses_are_those_of_an_uncompiled_run(tmp_path: Path, lora: bool, checkpointing: bool) -> None:
@@ -50,6 +51,7 @@ def test_the_losses_are_those_of_an_uncompiled_run(tmp_path: Path, lora: bool, c
     assert "ACCELERATE_DYNAMO_BACKEND" not in os.environ
 
 
+@pytest.mark.sample(0)
 def test_scores_of_an_uncompiled_run_are_not_looked_up(tmp_path: Path) -> None:
     hits = []
     for backend in (None, "aot_eager", "aot_eager"):

@@ -13,22 +13,24 @@ from preftune.logps import naive_logps, pack
 from preftune.training.step.micro_batches import AUTOMATIC_CPU_TOKENS
 from tests.training.dpo_runs import LN2, logged, lora_config, lora_model, trainer, untimed
 from tests.training.step import one_of_two_ranks
-from tests.training.two_ranks import run_two_ranks
+from tests.training.two_ranks import cases_of, run_two_ranks
 from tiny import rows, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(request, tmp_path_factory):
     """What two processes saw, which ran every case with a cache that knows the rows of one of them."""
     folder = tmp_path_factory.mktemp("ranks")
     cache = folder / "cache"
+    cases = cases_of(request) | {"lora", one_of_two_ranks.OUT_OF_MEMORY}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFTUNE_CACHE", str(cache))
         # one pair each in turn: the second rank gets the odd rows
         trainer(lora_model(), folder / "warm", data=rows(20)[1::2], max_steps=6).train()
-    return run_two_ranks(one_of_two_ranks.__file__, folder, cache=cache)
+    return run_two_ranks(one_of_two_ranks.__file__, folder, cache=cache, cases=sorted(cases))
 
 
+@pytest.mark.sample("lora", "full", "uneven")
 @pytest.mark.parametrize("case", one_of_two_ranks.CASES)
 def test_two_ranks_do_what_one_process_does_with_twice_the_batch(case, two_ranks, tmp_path):
     first, second = (rank[case] for rank in two_ranks)
@@ -45,6 +47,7 @@ def test_two_ranks_do_what_one_process_does_with_twice_the_batch(case, two_ranks
             torch.testing.assert_close(rank["weights"][name], weight, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.sample("lora", "full", "uneven")
 @pytest.mark.parametrize("case", one_of_two_ranks.CASES)
 def test_every_rank_has_the_same_gradients_at_every_step(case, two_ranks):
     for rank in two_ranks:
@@ -104,6 +107,7 @@ def test_the_end_of_sequence_is_trained_once_per_completion_whatever_the_padding
     assert (seen.gradients["lm_head.weight"][eos] - without).abs().max() > 0.01
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("make", [lora_model, tiny_model])
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing_kwargs": {"use_reentrant": True}}])
 def test_gradient_checkpointing_changes_no_loss(how, make, tmp_path):

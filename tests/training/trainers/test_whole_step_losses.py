@@ -33,6 +33,7 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("loss", ["aot", "aot_unpaired", "bco_pair", "beta_dpo", "alpha_dpo"])
 def test_the_update_does_not_depend_on_micro_batches(loss, tmp_path):
     expected = losses(made(tmp_path / "a", loss))

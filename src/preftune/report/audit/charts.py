@@ -1,14 +1,13 @@
-"""The charts of an audit, by Altair, from the figures in audit.json."""
+"""The charts of an audit, from the figures in audit.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import altair as alt
+from preftune.report.html.vega_lite import Specification, field, finished, layered, mark
 
 Figures = Mapping[str, Any]
-Specification = dict[str, Any]
 
 _HEIGHT = 190
 _QUIET, _LIMIT, _FOUND, _OTHER = "var(--muted)", "var(--error)", "var(--warning)", "var(--other)"
@@ -21,30 +20,27 @@ _LONGEST = 34
 def lengths(figures: Figures) -> Specification:
     """Histograms of chosen and rejected answers, one over the other."""
     bars = [{**bar, "side": side} for side in ("chosen", "rejected") for bar in _bars(figures["histograms"][side])]
-    chart = (
-        _chart(bars)
-        .mark_area(interpolate="step-after", opacity=0.35, line=True)
-        .encode(
-            x=alt.X("from:Q", title=f"{figures['unit']} of an answer", axis=alt.Axis(tickCount=6)),
-            y=alt.Y("pairs:Q", title="pairs", stack=None, axis=alt.Axis(tickCount=4)),
-            color=alt.Color("side:N", scale=alt.Scale(domain=["chosen", "rejected"])),
-            tooltip=[*_TOOLTIP, alt.Tooltip("side:N")],
-        )
-    )
-    return _finished(chart)
+    encoding = {
+        "x": field("from:Q", title=f"{figures['unit']} of an answer", axis={"tickCount": 6}),
+        "y": field("pairs:Q", title="pairs", stack=None, axis={"tickCount": 4}),
+        "color": field("side:N", scale={"domain": ["chosen", "rejected"]}),
+        "tooltip": [*_TOOLTIP, field("side:N")],
+    }
+    chart = mark("area", encoding, bars, interpolate="step-after", opacity=0.35, line=True)
+    return finished(chart, height=_HEIGHT)
 
 
 def difference(figures: Figures) -> Specification:
     """Histogram of the difference of lengths, with a line at equal length."""
     bars = _bars(figures["histograms"]["difference"])
     chart = _histogram(bars, f"difference in {figures['unit']}, chosen minus rejected")
-    zero = _chart([{"at": 0}]).mark_rule(color=_QUIET, strokeDash=[4, 3]).encode(x="at:Q")
-    return _finished(alt.layer(chart, zero))
+    return finished(layered([chart, _line(0)]), height=_HEIGHT)
 
 
 def prompts(figures: Figures) -> Specification:
     """Histogram of prompts."""
-    return _finished(_histogram(_bars(figures["histograms"]["prompt"]), f"{figures['unit']} of a prompt"))
+    bars = _bars(figures["histograms"]["prompt"])
+    return finished(_histogram(bars, f"{figures['unit']} of a prompt"), height=_HEIGHT)
 
 
 def against_limit(figures: Figures) -> Specification:
@@ -52,11 +48,12 @@ def against_limit(figures: Figures) -> Specification:
     chart = _histogram(_bars(figures["histograms"]["pair"]), f"{figures['unit']} of prompt and longer answer")
     limit = figures.get("max_length")
     if limit is None or figures["unit"] != "tokens":
-        return _finished(chart)
+        return finished(chart, height=_HEIGHT)
     at = [{"at": limit, "label": f"max_length {limit:,}"}]
-    line = _chart(at).mark_rule(color=_LIMIT, strokeWidth=1.5).encode(x="at:Q")
-    name = _chart(at).mark_text(color=_LIMIT, align="right", dx=-5, y=8).encode(x="at:Q", text="label:N")
-    return _finished(alt.layer(chart, line, name))
+    x = {"x": field("at:Q")}
+    line = mark("rule", x, at, color=_LIMIT, strokeWidth=1.5)
+    name = mark("text", {**x, "text": field("label:N")}, at, color=_LIMIT, align="right", dx=-5, y=8)
+    return finished(layered([chart, line, name]), height=_HEIGHT)
 
 
 def shortcuts(figures: Mapping[str, Figures]) -> Specification:
@@ -73,25 +70,24 @@ def shortcuts(figures: Mapping[str, Figures]) -> Specification:
         for result in sorted(figures.values(), key=lambda result: -abs(result["accuracy"] - 0.5))
     ]
     order = [str(row["rule"]) for row in rows]
-    x = alt.X(
-        "accuracy:Q",
-        title="share of the decided pairs ranked correctly (95% interval)",
-        scale=alt.Scale(domain=[0, 1]),
-        axis=alt.Axis(format="%", tickCount=5, grid=True),
-    )
-    y = alt.Y("rule:N", sort=order, title=None, axis=alt.Axis(labelLimit=220, grid=False))
-    tooltip = [
-        alt.Tooltip("rule:N"),
-        *(alt.Tooltip(f"{n}:Q", format=".1%") for n in ("accuracy", "low", "high", "decides")),
-    ]
-    layers = [_chart([{"half": 0.5}]).mark_rule(color=_QUIET, strokeDash=[4, 3]).encode(x="half:Q")]
+    title = "share of the decided pairs ranked correctly (95% interval)"
+    axis = {"format": "%", "tickCount": 5, "grid": True}
+    at = {"x": field("accuracy:Q", title=title, scale={"domain": [0, 1]}, axis=axis)}
+    between = {"x": field("low:Q"), "x2": {"field": "high"}}
+    encoding = {
+        "y": field("rule:N", sort=order, title=None, axis={"labelLimit": 220, "grid": False}),
+        "tooltip": [
+            field("rule:N"),
+            *(field(f"{one}:Q", format=".1%") for one in ("accuracy", "low", "high", "decides")),
+        ],
+    }
+    layers = [mark("rule", {"x": field("half:Q")}, [{"half": 0.5}], color=_QUIET, strokeDash=[4, 3])]
     for colour in (_OTHER, _FOUND):
         part = [row for row in rows if row["colour"] == colour]
         if part:
-            base = _chart(part).encode(y=y, tooltip=tooltip)
-            bar = base.mark_rule(color=colour, strokeWidth=3, opacity=0.45)
-            layers += [bar.encode(x="low:Q", x2="high:Q"), base.mark_point(**_DOT, color=colour).encode(x=x)]
-    return _finished(alt.layer(*layers), height=30 * len(rows) + 10)
+            layers.append(mark("rule", {**encoding, **between}, part, color=colour, strokeWidth=3, opacity=0.45))
+            layers.append(mark("point", {**encoding, **at}, part, **_DOT, color=colour))
+    return finished(layered(layers), height=30 * len(rows) + 10)
 
 
 def counted(counts: Mapping[str, int], others: int) -> Specification:
@@ -100,46 +96,37 @@ def counted(counts: Mapping[str, int], others: int) -> Specification:
     if others:
         rows.append({"value": "(all others)", "pairs": others})
     order = [str(row["value"]) for row in rows]
-    chart = (
-        _chart(rows)
-        .mark_bar(cornerRadiusEnd=2, height={"band": 0.7})
-        .encode(
-            x=alt.X("pairs:Q", title="pairs", axis=alt.Axis(tickCount=4, grid=True)),
-            y=alt.Y("value:N", sort=order, title=None, axis=alt.Axis(labelLimit=220, grid=False)),
-            tooltip=[alt.Tooltip("value:N"), alt.Tooltip("pairs:Q", format=",")],
-        )
-    )
-    return _finished(chart, height=26 * len(rows) + 10)
+    encoding = {
+        "x": field("pairs:Q", title="pairs", axis={"tickCount": 4, "grid": True}),
+        "y": field("value:N", sort=order, title=None, axis={"labelLimit": 220, "grid": False}),
+        "tooltip": [field("value:N"), field("pairs:Q", format=",")],
+    }
+    chart = mark("bar", encoding, rows, cornerRadiusEnd=2, height={"band": 0.7})
+    return finished(chart, height=26 * len(rows) + 10)
 
 
 def spread(histogram: Figures, title: str, *, at: float | None = None) -> Specification:
     """A histogram, with a line at a value that means something."""
     chart = _histogram(_bars(histogram), title, step=0.01)
-    if at is None:
-        return _finished(chart)
-    line = _chart([{"at": at}]).mark_rule(color=_QUIET, strokeDash=[4, 3]).encode(x="at:Q")
-    return _finished(alt.layer(chart, line))
+    return finished(chart if at is None else layered([chart, _line(at)]), height=_HEIGHT)
 
 
-_TOOLTIP = [
-    alt.Tooltip("from:Q", format=",.4~g"),
-    alt.Tooltip("to:Q", format=",.4~g"),
-    alt.Tooltip("pairs:Q", format=","),
-]
+_TOOLTIP = [field("from:Q", format=",.4~g"), field("to:Q", format=",.4~g"), field("pairs:Q", format=",")]
 
 
-def _histogram(bars: Sequence[Figures], title: str, *, step: float = 1) -> alt.Chart:
-    made: alt.Chart = (
-        _chart(bars)
-        .mark_bar(binSpacing=1)
-        .encode(
-            x=alt.X("from:Q", title=title, bin="binned", axis=alt.Axis(tickCount=6, grid=False, tickMinStep=step)),
-            x2="to:Q",
-            y=alt.Y("pairs:Q", title="pairs", axis=alt.Axis(tickCount=4)),
-            tooltip=_TOOLTIP,
-        )
-    )
-    return made
+def _histogram(bars: Sequence[Figures], title: str, *, step: float = 1) -> Specification:
+    axis = {"tickCount": 6, "grid": False, "tickMinStep": step}
+    encoding = {
+        "x": field("from:Q", title=title, bin="binned", axis=axis),
+        "x2": {"field": "to"},
+        "y": field("pairs:Q", title="pairs", axis={"tickCount": 4}),
+        "tooltip": _TOOLTIP,
+    }
+    return mark("bar", encoding, bars, binSpacing=1)
+
+
+def _line(at: float) -> Specification:
+    return mark("rule", {"x": field("at:Q")}, [{"at": at}], color=_QUIET, strokeDash=[4, 3])
 
 
 def _bars(histogram: Figures) -> list[dict[str, Any]]:
@@ -148,18 +135,6 @@ def _bars(histogram: Figures) -> list[dict[str, Any]]:
         {"from": low, "to": high, "pairs": count}
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
-
-
-def _chart(values: Sequence[Figures]) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=[dict(value) for value in values]))
-
-
-def _finished(chart: Any, *, height: int = _HEIGHT) -> Specification:
-    made: Specification = chart.properties(
-        width="container", height=height, autosize=alt.AutoSizeParams(type="fit", contains="padding")
-    ).to_dict()
-    made.pop("config", None)  # the page's colours, which change with the reader's
-    return made
 
 
 def _short(label: str) -> str:

@@ -40,7 +40,7 @@ class Page:
 
         Args:
             name: letters, digits and dashes; unique on the page.
-            specification: Vega-Lite, as Altair's `to_dict` gives it.
+            specification: Vega-Lite as JSON (see `vega_lite`).
             label: what the chart shows, for those who cannot see it.
         """
         self.charts[name] = drawable(specification)
