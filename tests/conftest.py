@@ -15,6 +15,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gc
+import itertools
 import signal
 import sys
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from pathlib import Path
 import pytest
 
 import preftune  # noqa: F401 (before bitsandbytes, of whose loggers it silences one)
+
+NUMBERS = itertools.count()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -69,10 +72,9 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request) -> None:
     """A cache folder of its own for every test, unless it is marked slow: the real model is converted once a run."""
-    if request.node.get_closest_marker("slow"):
-        folder = tmp_path_factory.getbasetemp() / "shared_cache"
-    else:
-        folder = tmp_path_factory.mktemp("cache")
+    name = "shared" if request.node.get_closest_marker("slow") else str(next(NUMBERS))
+    folder = tmp_path_factory.getbasetemp() / "caches" / name  # mktemp looks through all folders for the next number
+    folder.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("PREFTUNE_CACHE", str(os.environ.get("PREFTUNE_TEST_CACHE") or folder))
 
 

@@ -44,6 +44,7 @@ def test_a_missing_reader_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 @needs_package
 @pytest.mark.slow
+@pytest.mark.sample(0)
 def test_smollm2_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = gguf.convert_smollm2()
     assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0\n---\n")

@@ -79,6 +79,7 @@ def test_a_training_that_failed_is_reported_and_tried_again(tmp_path, monkeypatc
     assert run_stage(stage(tmp_path)).finished
 
 
+@pytest.mark.sample(0)
 def test_a_request_that_the_command_refuses_ends_the_comparison(tmp_path):
     """A real process."""
     asked = stage(tmp_path, recipe={"model_name_or_path": "nowhere", "dataset_name": str(tmp_path / "none.jsonl")})

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,10 @@ def leave(folder: Path, result: Any) -> None:
     torch.distributed.destroy_process_group()
 
 
-def cases_of(request: pytest.FixtureRequest) -> set[str]:
-    """The parameters `case` of all tests of this file that are going to run."""
+def cases_of(request: pytest.FixtureRequest, name: str = "case") -> set[str]:
+    """The values of this parameter in all tests of this file that are going to run."""
     calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
-    return {call.params["case"] for call in calls if "case" in call.params}
+    return {call.params[name] for call in calls if name in call.params}
 
 
 def run_two_ranks(
@@ -50,24 +52,22 @@ def run_two_ranks(
     assert script is not None
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(free_port()), "PREFTUNE_CACHE": str(cache or folder / "cache")}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, str(folder), *cases],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    words = [sys.executable, Path(__file__).with_name("forked_ranks.py"), script, folder, *cases]
+    process = subprocess.Popen(
+        list(map(str, words)),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        for process in processes:
-            output, _ = process.communicate(timeout=300)
-            assert process.returncode == 0, output[-6000:]
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output[-6000:]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -139,7 +139,7 @@ def short(row):
 """
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize(
     ("ending", "more"),
     [
@@ -181,7 +181,7 @@ def test_a_stream_is_not_converted_on_a_cluster(preftune, pairs_file, tmp_path, 
     assert "--streaming reads the rows in this process" in found.message
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("reference", [False, True])
 def test_an_audit_is_that_of_one_process(preftune, tiny_model, tmp_path, monkeypatch, cluster, losing, reference):
     rows = chat_rows(330 if reference else 3300)
@@ -229,7 +229,7 @@ def brief(prompt, a, b, row):
 """
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("judge", ["rule:pair_rules:brevity", "rule:pair_rules:brief", "reward:rm", "local:MODEL"])
 def test_pairs_are_the_bytes_of_one_process(preftune, tiny_model, tmp_path, monkeypatch, cluster, judge):
     monkeypatch.chdir(tmp_path)
@@ -338,6 +338,7 @@ def kill_a_worker_after(checkpoint: Path, killed: list[int]) -> None:
                 return
 
 
+@pytest.mark.sample(0)
 def test_an_evaluation_is_that_of_one_process(preftune, tiny_model, prompts, tmp_path, monkeypatch, cluster, losing):
     monkeypatch.chdir(tmp_path)
     save_tiny(Path("aligned"), seed=5)

@@ -6,6 +6,7 @@ never by its name or `config._name_or_path`."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -88,6 +89,7 @@ class Numerics:
         return hashlib.blake2b(facts.encode(), digest_size=8).hexdigest()
 
 
+@functools.cache
 def _release(package: str) -> str:
     """Major and minor version; patch releases do not change numbers."""
     try:

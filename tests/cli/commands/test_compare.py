@@ -146,6 +146,7 @@ def test_many_methods_are_one_race_with_every_direct_comparison(preftune, tiny_m
     assert "DPO, IPO, SimPO, KTO or GRPO?" in page
 
 
+@pytest.mark.sample(0)
 def test_stopped_in_the_middle_it_goes_on(preftune, tiny_model, pairs, calls, monkeypatch) -> None:
     words = ["compare", "--model", tiny_model, "--data", pairs, "-o", "out", *FAST]
     train = stages._run

@@ -105,7 +105,7 @@ def test_equal_changes_of_few_prompts_prove_nothing() -> None:
 def test_answers_that_were_cut_off_are_reported_with_the_tokens_that_are_usual() -> None:
     assert cut_off({"base": [True, True], "aligned": [True, True]}, usual=1024) == []
     (note,) = cut_off({"base": [True, False], "aligned": [True, True]}, usual=1024)
-    assert note.startswith("1 answer of the baseline and 0 of the aligned model were cut off")
+    assert note.startswith("1 answer of the baseline and 0 of the aligned model were cut before their end")
     assert "--max_new_tokens 1024" in note
 
 

@@ -15,6 +15,8 @@ from tiny import rows
 
 from . import one_of_two_resumed_ranks
 
+pytestmark = pytest.mark.sample(0)
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
@@ -22,7 +24,6 @@ def ranks(tmp_path_factory):
     return folder, run_two_ranks(one_of_two_resumed_ranks.__file__, folder)
 
 
-@pytest.mark.sample(0)
 def test_a_signal_to_one_rank_ends_both_after_the_step_and_they_go_on_bit_for_bit(ranks):
     folder, seen = ranks
     for rank in seen:

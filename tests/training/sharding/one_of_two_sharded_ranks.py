@@ -190,8 +190,8 @@ def in_parts(case: str, folder: Path) -> dict[str, Any]:
 
 
 def main(folder: Path, cases: list[str]) -> None:
-    result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in cases}
-    for case in ("lora", "full"):  # a checkpoint of one process, continued by two
+    result: dict[str, Any] = {case: run(case, folder, ranks=2) for case in CASES if case in cases}
+    for case in (case for case in CASES if f"{case}, resumed" in cases):  # a checkpoint of one process, by two
         trainer = made(case, folder / "continued", ranks=2, save_strategy="steps", save_steps=1, allow_changed=True)
         trainer.train(resume_from_checkpoint=str(folder / "alone" / case / "checkpoint-2"))
         result[f"{case}, continued"] = {

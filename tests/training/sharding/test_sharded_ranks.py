@@ -24,9 +24,11 @@ BFLOAT16 = {"rel": 0.05, "abs": 0.05}
 def two_ranks(request, tmp_path_factory):
     """The folder that two processes wrote into, and what each of them saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    for case in ("lora", "full"):
+    resumed = cases_of(request, "resumed")
+    for case in resumed:
         ranks.made(case, folder / "alone", ranks=1, save_strategy="steps", save_steps=1).train()
-    return folder, run_two_ranks(ranks.__file__, folder, cases=sorted(cases_of(request) | {"eight layers"}))
+    cases = cases_of(request) | {"eight layers"} | {f"{case}, resumed" for case in resumed}
+    return folder, run_two_ranks(ranks.__file__, folder, cases=sorted(cases))
 
 
 @pytest.mark.sample("lora", "full", "uneven, full", "kto", "sft", "reward")
@@ -99,32 +101,34 @@ def test_what_is_saved_is_whole(case, two_ranks, tmp_path):
         assert configs[0] == configs[1]
 
 
-@pytest.mark.parametrize("case", ["lora", "full"])
-def test_a_checkpoint_goes_on_with_another_number_of_ranks(case, two_ranks, tmp_path):
+@pytest.mark.sample("full")
+@pytest.mark.parametrize("resumed", ["lora", "full"])
+def test_a_checkpoint_goes_on_with_another_number_of_ranks(resumed, two_ranks, tmp_path):
     folder, both = two_ranks
-    alone = ranks.run(case, tmp_path / "whole", ranks=1)["weights"]
-    back = ranks.made(case, tmp_path / "again", ranks=1, max_steps=4, allow_changed=True)
-    back.train(resume_from_checkpoint=str(folder / "continued" / case / "checkpoint-3"))
-    parts = ranks.made(case, tmp_path / "parts", ranks=1, max_steps=4, allow_changed=True)
-    parts.train(resume_from_checkpoint=str(folder / "in parts" / case / "checkpoint-3"))
-    further = ranks.made(case, tmp_path / "further", ranks=1, max_steps=4)
+    alone = ranks.run(resumed, tmp_path / "whole", ranks=1)["weights"]
+    back = ranks.made(resumed, tmp_path / "again", ranks=1, max_steps=4, allow_changed=True)
+    back.train(resume_from_checkpoint=str(folder / "continued" / resumed / "checkpoint-3"))
+    parts = ranks.made(resumed, tmp_path / "parts", ranks=1, max_steps=4, allow_changed=True)
+    parts.train(resume_from_checkpoint=str(folder / "in parts" / resumed / "checkpoint-3"))
+    further = ranks.made(resumed, tmp_path / "further", ranks=1, max_steps=4)
     further.train()
     here = {name: p.detach() for name, p in further.model.named_parameters() if p.requires_grad}
     for name, weight in alone.items():
         for rank in both:
-            torch.testing.assert_close(rank[f"{case}, continued"][name], weight, **EXACT, msg=name)
-            torch.testing.assert_close(rank[f"{case}, in parts"][name], here[name], **EXACT, msg=name)
+            torch.testing.assert_close(rank[f"{resumed}, continued"][name], weight, **EXACT, msg=name)
+            torch.testing.assert_close(rank[f"{resumed}, in parts"][name], here[name], **EXACT, msg=name)
         for one in (back, parts):
             found = dict(one.model.named_parameters())[name].detach()
             torch.testing.assert_close(found, here[name], **EXACT, msg=name)
 
 
-@pytest.mark.parametrize("case", ["lora", "full"])
-def test_guard_and_judge_see_the_answers_of_one_process(case, two_ranks, tmp_path):
+@pytest.mark.sample("full")
+@pytest.mark.parametrize("resumed", ["lora", "full"])
+def test_guard_and_judge_see_the_answers_of_one_process(resumed, two_ranks, tmp_path):
     """No rank has the whole weights: all generate together, also after a resume."""
-    alone = ranks.answering(case, tmp_path, ranks=1)
+    alone = ranks.answering(resumed, tmp_path, ranks=1)
     for rank in two_ranks[1]:
-        found = rank[f"{case}, answers"]
+        found = rank[f"{resumed}, answers"]
         for steps in (2, 3):
             assert found[f"{steps} steps"] == alone[f"{steps} steps"]
             assert len(alone[f"{steps} steps"]["eval_answers.jsonl"]) == 4 * steps
@@ -136,17 +140,18 @@ def test_guard_and_judge_see_the_answers_of_one_process(case, two_ranks, tmp_pat
             assert len(alone[f"{steps} looks"]) == steps
 
 
-@pytest.mark.parametrize("case", ["lora", "full"])
-def test_each_rank_writes_its_part_of_a_checkpoint(case, two_ranks):
+@pytest.mark.sample("full")
+@pytest.mark.parametrize("resumed", ["lora", "full"])
+def test_each_rank_writes_its_part_of_a_checkpoint(resumed, two_ranks):
     folder, _ = two_ranks
-    checkpoint = folder / "in parts" / case / "checkpoint-3"
-    for what in ["optimizer_of_ranks"] + ["weights_of_ranks"] * (case == "full"):
+    checkpoint = folder / "in parts" / resumed / "checkpoint-3"
+    for what in ["optimizer_of_ranks"] + ["weights_of_ranks"] * (resumed == "full"):
         files = list((checkpoint / what).glob("*.safetensors"))
         assert len(files) == 2
         sizes = [sum(tensor.numel() for tensor in load_file(file).values()) for file in files]
         assert max(sizes) <= 0.6 * sum(sizes)
     assert (checkpoint / "model.safetensors").exists() is False
-    if case == "full":
+    if resumed == "full":
         with pytest.raises(ModelError, match="only training continues"):
             load_model(str(checkpoint))
-    assert (checkpoint / "adapter_model.safetensors").exists() == (case == "lora")
+    assert (checkpoint / "adapter_model.safetensors").exists() == (resumed == "lora")

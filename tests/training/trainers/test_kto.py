@@ -68,6 +68,7 @@ def test_the_update_does_not_depend_on_micro_batches(tmp_path, monkeypatch):
         assert cut.result_facts()["reference_scores"]["computed"] == 48
 
 
+@pytest.mark.sample(0)
 def test_two_ranks_train_as_one(tmp_path):
     alone = made(tmp_path / "alone")
     expected = history(alone)

@@ -14,6 +14,8 @@ COMPARED = {
     "reward": {"loss", "grad_norm", "margin", "accuracy", "mean_reward"},
 }
 
+pytestmark = pytest.mark.sample(0)  # test_sharded_ranks.py has both
+
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):

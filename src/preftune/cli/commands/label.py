@@ -94,7 +94,7 @@ def _parser() -> PlainParser:
         "--margin_from_scores", type=float, metavar="NATS", help="write margins: nats per point of score difference"
     )
     parser.add_argument(
-        "--finished_only", action="store_true", help="leave out completions that were cut at the length limit"
+        "--finished_only", action="store_true", help="leave out completions that were cut before their end"
     )
     add_judge_options(parser)
     add_endpoint_options(parser)

@@ -43,7 +43,7 @@ def label(
     Args:
         which, min_gap: see `rank`.
         margin_from_scores: nats of margin per unit of strength, for a column `margin`; None writes none.
-        finished_only: leave out answers that were cut at their length limit.
+        finished_only: leave out answers that were cut before their end.
         judge_thoughts: show the judge what a thinking model wrote before its answer; pairs hold it either way.
         settings: more about the judge, for the manifest.
         before: called with the groups before the judge is called.

@@ -66,7 +66,7 @@ class LabelCounts:
         for number, what in (
             (self.unreadable, "lines are not samples, or repeat an earlier one"),
             (self.empty, "completions are empty"),
-            (self.unfinished, "completions were cut at their length limit and left out"),
+            (self.unfinished, "completions were cut before their end and left out"),
             (self.repeated, "completions repeat another one to the same prompt"),
             (self.single, "prompts have fewer than two completions left"),
             (self.unrated, "completions got no score"),

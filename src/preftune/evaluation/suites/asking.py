@@ -88,7 +88,7 @@ def ask(
 
 
 def cut_off(sides: Mapping[Side, Sequence[bool]], *, usual: int) -> list[str]:
-    """A note where answers ended at the limit of tokens and not by themselves: a judge takes it for a fault.
+    """A note where answers did not end by themselves, mostly at the limit of tokens: a judge takes it for a fault.
 
     Args:
         sides: whether each answer ended by itself.
@@ -98,8 +98,9 @@ def cut_off(sides: Mapping[Side, Sequence[bool]], *, usual: int) -> list[str]:
     if not any(cut.values()):
         return []
     return [
-        f"{counted(cut['base'], 'answer')} of the baseline and {cut['aligned']} of the aligned model were cut off at "
-        f"the limit of tokens. The suite's makers allow {usual:,}: add --max_new_tokens {usual}."
+        f"{counted(cut['base'], 'answer')} of the baseline and {cut['aligned']} of the aligned model were cut "
+        f"before their end, at the limit of tokens or by a filter of the server. The suite's makers allow {usual:,} "
+        f"tokens: add --max_new_tokens {usual}."
     ]
 
 

@@ -192,7 +192,7 @@ class Summary:
             )
         lines.extend(
             f"Only {self.finished[side]:.0%} of {name}'s answers ended by themselves; the others were cut at "
-            "max_new_tokens. Raise it, or check whether the model repeats itself."
+            "max_new_tokens, or by a filter of the server. Raise it, or check whether the model repeats itself."
             for side, name in called.items()
             if self.finished[side] < 0.9
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import sys
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -194,23 +195,27 @@ def data_facts(groups: GroupDataset) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Those of Python and of the packages that are installed."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
+
+
 def environment() -> dict[str, Any]:
     """Versions and hardware of this process."""
     import torch
 
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     hardware: dict[str, Any] = {
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-    return {"versions": versions, "hardware": hardware, "command": without_secrets(sys.argv)}
+    return {"versions": dict(_versions()), "hardware": hardware, "command": without_secrets(sys.argv)}
 
 
 def configuration(args: Any) -> dict[str, Any]:
