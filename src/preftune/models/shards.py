@@ -62,6 +62,26 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(mesh.device_type), mesh, other.placements, src_data_rank=None)
 
 
+@contextmanager
+def reads_whole_tensors(model: nn.Module) -> Iterator[None]:
+    """Within this context, `load_state_dict` divides whole tensors as the weights are that they replace: torch cannot
+    copy one into a weight whose rows the ranks do not share equally.
+    """
+
+    def divide(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        for name, weight in module.named_parameters(recurse=False):
+            given = state.get(prefix + name)
+            if isinstance(weight, DTensor) and isinstance(given, Tensor) and given.shape == weight.shape:
+                state[prefix + name] = given if isinstance(given, DTensor) else like(given, weight)
+
+    hooks = [module.register_load_state_dict_pre_hook(divide) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def whole_weights(model: nn.Module, *, keep: bool, wanted: Collection[str] | None = None) -> dict[str, Any]:
     """The state dict with whole tensors in main memory. Tied weights are one tensor, as in the model.
 

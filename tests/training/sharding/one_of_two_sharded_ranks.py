@@ -136,6 +136,7 @@ def run(case: str, folder: Path, *, ranks: int) -> dict[str, Any]:
     }
 
 
+JUDGED = ("lora", "full")
 JUDGING = {"eval_judge": "shorter", "eval_prompts": "4", "eval_max_new_tokens": 8, "eval_strategy": "steps"}
 
 
@@ -180,13 +181,26 @@ def out_of_memory(folder: Path) -> str:
 
 def in_parts(case: str, folder: Path) -> dict[str, Any]:
     """Two ranks continue a checkpoint of one process, write their parts of the next, and continue that one."""
-    options = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}, "save_strategy": "steps", "save_steps": 1}
+    options = {**IN_PARTS, "save_strategy": "steps", "save_steps": 1}
     first = made(case, folder / "in parts", ranks=2, allow_changed=True, **options)
     first.train(resume_from_checkpoint=str(folder / "alone" / case / "checkpoint-2"))
     checkpoint = folder / "in parts" / case / "checkpoint-3"
     second = made(case, folder / "further in parts", ranks=2, max_steps=4, allow_changed=True, **options)
     second.train(resume_from_checkpoint=str(checkpoint))
     return {name: whole(p.detach()).clone() for name, p in second.model.named_parameters() if p.requires_grad}
+
+
+def best(case: str, folder: Path, *, ranks: int, **more: Any) -> Any:
+    """A run that ends with the weights of its first step: the largest loss counts as the best here."""
+    options = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 1, **more}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    trainer = made(case, folder, ranks=ranks, **options)
+    trainer.train()
+    assert str(trainer.state.best_model_checkpoint).endswith("checkpoint-1")
+    return {name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+IN_PARTS = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
 
 
 def main(folder: Path, cases: list[str]) -> None:
@@ -198,7 +212,10 @@ def main(folder: Path, cases: list[str]) -> None:
             name: whole(p.detach()).clone() for name, p in trainer.model.named_parameters() if p.requires_grad
         }
         result[f"{case}, in parts"] = in_parts(case, folder)
-        result[f"{case}, answers"] = answering(case, folder, ranks=2)
+        result[f"{case}, best"] = best(case, folder / "best", ranks=2)
+        result[f"{case}, best in parts"] = best(case, folder / "best in parts", ranks=2, **IN_PARTS)
+        if case in JUDGED:
+            result[f"{case}, answers"] = answering(case, folder, ranks=2)
     result["out of memory"] = out_of_memory(folder)
     leave(folder, result)
 

@@ -15,6 +15,8 @@ from tests.training.two_ranks import cases_of, run_two_ranks
 
 from . import one_of_two_sharded_ranks as ranks
 
+RESUMED = ["lora", "full", "reward"]
+"""The head of a reward model has one row, of which the second rank has none."""
 EXACT = {"rtol": 1e-3, "atol": 1e-5}
 BFLOAT16 = {"rel": 0.05, "abs": 0.05}
 """Products of other row lengths round otherwise."""
@@ -101,8 +103,18 @@ def test_what_is_saved_is_whole(case, two_ranks, tmp_path):
         assert configs[0] == configs[1]
 
 
-@pytest.mark.sample("full")
-@pytest.mark.parametrize("resumed", ["lora", "full"])
+@pytest.mark.sample("full", "reward")
+@pytest.mark.parametrize("resumed", RESUMED)
+def test_the_weights_of_the_best_checkpoint_are_those_of_one_process(resumed, two_ranks, tmp_path):
+    alone = ranks.best(resumed, tmp_path, ranks=1)
+    for rank in two_ranks[1]:
+        for name, weight in alone.items():
+            torch.testing.assert_close(rank[f"{resumed}, best"][name], weight, **EXACT, msg=name)
+            torch.testing.assert_close(rank[f"{resumed}, best in parts"][name], weight, **EXACT, msg=name)
+
+
+@pytest.mark.sample("full", "reward")
+@pytest.mark.parametrize("resumed", RESUMED)
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(resumed, two_ranks, tmp_path):
     folder, both = two_ranks
     alone = ranks.run(resumed, tmp_path / "whole", ranks=1)["weights"]
@@ -123,7 +135,7 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(resumed, two_ranks, t
 
 
 @pytest.mark.sample("full")
-@pytest.mark.parametrize("resumed", ["lora", "full"])
+@pytest.mark.parametrize("resumed", ranks.JUDGED)
 def test_guard_and_judge_see_the_answers_of_one_process(resumed, two_ranks, tmp_path):
     """No rank has the whole weights: all generate together, also after a resume."""
     alone = ranks.answering(resumed, tmp_path, ranks=1)

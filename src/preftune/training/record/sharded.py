@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor.experimental import implicit_replication
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
@@ -26,6 +25,7 @@ from preftune.models.shards import (
     divided_state,
     flat_state,
     read_parts,
+    reads_whole_tensors,
     state_from_parts,
     whole,
     whole_state,
@@ -131,13 +131,13 @@ class ShardedTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self._read_parts(resume_from_checkpoint, model or self.model):
             return
-        with self._plain_tensors_are_whole():
+        with reads_whole_tensors(model or self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
         if self._read_parts(self.state.best_model_checkpoint, self.model):
             return
-        with self._plain_tensors_are_whole():
+        with reads_whole_tensors(self.model):
             super()._load_best_model()
 
     def _read_parts(self, checkpoint: str | None, model: Any) -> bool:
@@ -147,10 +147,6 @@ class ShardedTrainer(Trainer):
             return False
         read_parts(parts, distinct_weights(model))
         return True
-
-    def _plain_tensors_are_whole(self) -> AbstractContextManager[None]:
-        """Within this context, a plain tensor, as read from a file, can be copied into a divided one of its shape."""
-        return nullcontext() if self.args.sharding is None else implicit_replication()
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         optimizer: Any = self.optimizer
