@@ -39,28 +39,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("sample"):
             sets_of.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    left_out = {item for sets in sets_of.values() for item in sets} - {
-        one for s in sets_of.values() for one in chosen(s)
-    }
+    left_out = {item for sets in sets_of.values() for item in sets if item not in chosen(sets)}
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
 
 def chosen(sets: list[pytest.Item]) -> list[pytest.Item]:
     """Of a test's parameter sets those that its mark names, or as many as it says, at equal distances."""
-    names = sets[0].get_closest_marker("sample").args
-    count, last = names[0], len(sets) - 1
+    wanted = sets[0].get_closest_marker("sample").args
+    count, last = wanted[0], len(sets) - 1
     if isinstance(count, str):
-        return [item for item in sets if item.callspec.id in names]
+        return [item for item in sets if item.callspec.id in wanted]
     return sets if count > last else [sets[round(at * last / max(1, count - 1))] for at in range(count)]
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """What is imported by now stays until the end. accelerate collects garbage after every training, and would walk
-    through all of it each time: a third of a second, more than a tiny training takes.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -117,7 +107,9 @@ def signal_handlers() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def old_objects_are_no_garbage() -> None:
-    """What earlier files left is not looked through again in each collection, of which every training has one."""
+    """accelerate collects garbage after every training, and would look through all that was imported, and through what
+    earlier files left, each time: a third of a second, more than a tiny training takes.
+    """
     gc.collect()
     gc.freeze()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from preftune.errors import PreftuneError
+from preftune.errors import PreftuneError, RequestError
 from preftune.version import __version__
 from preftune.workers.actor import Done
 from preftune.workers.ray_pool import RayPool, RayTeam, passed_on
@@ -94,6 +94,11 @@ def test_workers_get_a_key_with_the_address_of_its_server(monkeypatch: pytest.Mo
 def test_a_cluster_that_ended_leaves_sigterm_as_it_was(monkeypatch):
     """Ray replaces Python's handler, and at the end the system's, of which Python knows nothing."""
     libc = ctypes.CDLL(None)
+
+    def refuse(**options: Any) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM))
+        raise ConnectionError("nothing there")
+
     fake = SimpleNamespace(
         is_initialized=lambda: False,
         init=lambda **options: signal.signal(signal.SIGTERM, lambda *_: sys.exit(signal.SIGTERM)),
@@ -106,6 +111,10 @@ def test_a_cluster_that_ended_leaves_sigterm_as_it_was(monkeypatch):
         with RayPool(workers=1):
             pass
         signal.raise_signal(signal.SIGTERM)
+        monkeypatch.setattr(fake, "init", refuse)
+        with pytest.raises(RequestError, match="no Ray cluster"):
+            RayPool(workers=1)
+        signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert seen == [signal.SIGTERM]
+    assert seen == [signal.SIGTERM] * 2

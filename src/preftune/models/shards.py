@@ -71,10 +71,11 @@ def reads_whole_tensors(model: nn.Module) -> Iterator[None]:
     def divide(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         for name, weight in module.named_parameters(recurse=False):
             given = state.get(prefix + name)
-            if isinstance(weight, DTensor) and isinstance(given, Tensor) and given.shape == weight.shape:
-                state[prefix + name] = given if isinstance(given, DTensor) else like(given, weight)
+            if isinstance(given, Tensor) and given.shape == weight.shape:
+                state[prefix + name] = like(given, weight)
 
-    hooks = [module.register_load_state_dict_pre_hook(divide) for module in model.modules()]
+    sharded = [one for one in model.modules() if any(isinstance(w, DTensor) for w in one.parameters(recurse=False))]
+    hooks = [module.register_load_state_dict_pre_hook(divide) for module in sharded]
     try:
         yield
     finally:

@@ -18,7 +18,6 @@ from preftune.version import __version__
 
 _SHOWN = 200
 """Rows of the table."""
-_HEIGHT = 210
 
 
 def sweep_page(result: Mapping[str, Any]) -> str:
@@ -134,7 +133,7 @@ def _history(result: Mapping[str, Any]) -> Specification:
         mark("line", {**x, **best_so_far}, interpolate="step-after", color="var(--run-2)"),
         mark("point", {**x, **value}, filled=True, size=60, color="var(--run-1)"),
     ]
-    return finished(layered(layers, rows), height=_HEIGHT)
+    return finished(layered(layers, rows))
 
 
 def _parallel(result: Mapping[str, Any]) -> Specification:

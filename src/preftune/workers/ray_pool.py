@@ -54,7 +54,11 @@ class RayPool:
         self._ours = not ray.is_initialized()
         self._on_sigterm = signal.getsignal(signal.SIGTERM)
         if self._ours:
-            _connect(address, shows_output=shows_output)
+            try:
+                _connect(address, shows_output=shows_output)
+            except RequestError:
+                self.close()
+                raise
 
     def team(self, build: Build, *, gpu: bool) -> RayTeam:
         there = self._ray.cluster_resources()

@@ -14,8 +14,8 @@ _TYPES = {"Q": "quantitative", "N": "nominal"}
 
 
 def field(shorthand: str, **options: Any) -> dict[str, Any]:
-    """A field with its type, as in `step:Q` (quantitative) or `line:N` (nominal). A title or legend of None means that
-    there is none.
+    """A field with its type, as in `step:Q` (quantitative) or `line:N` (nominal). None removes a
+    title or a legend.
     """
     name, _, kind = shorthand.partition(":")
     return {"field": name, "type": _TYPES[kind], **options}
@@ -45,7 +45,7 @@ def layered(layers: Sequence[Specification], values: Sequence[Mapping[str, Any]]
     return {**data, "layer": list(layers)}
 
 
-def finished(chart: Specification, *, height: int) -> Specification:
+def finished(chart: Specification, *, height: int = 210) -> Specification:
     """A chart as wide as its place on the page, in the page's colours."""
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",

@@ -9,7 +9,6 @@ from preftune.report.html.vega_lite import Specification, field, finished, layer
 from preftune.report.run.curves import Line, Mark, Panel
 from preftune.report.run.headline import Rate
 
-_HEIGHT = 210
 _QUIET, _ALARM, _NOTE = "var(--muted)", "var(--error)", "var(--warning)"
 _COLOURS = [f"var(--run-{number})" for number in range(1, 9)]
 _SERIES = {
@@ -67,7 +66,7 @@ def curve(
     nearest = {"type": "point", "nearest": True, "on": "pointerover", "clear": "pointerout"}
     hover["params"] = [{"name": "near", "select": nearest}]
     layers = [*_rules(marks, several=len(runs) > 1), drawn, *([dots] if few else []), hover]
-    return finished(layered(layers, values), height=_HEIGHT)
+    return finished(layered(layers, values))
 
 
 def timeline(marks: Sequence[Mark], *, runs: Sequence[str], last: int) -> Specification:
