@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import gpu
 import pytest
 from performance_goals import GOALS
 from shapes import SHAPES
 from transformers import SmolLM3Config
 from work import ModelSize
-
-import gpu
 
 WORDS = ["--shape", "tiny", "--device", "cpu", "--dtype", "float32", "--pairs", "2", "--warmup", "1", "--steps", "1"]
 

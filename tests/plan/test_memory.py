@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import gpu
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-import gpu
 from preftune.models.precision import Precision
 from preftune.plan.devices import CARDS
 from preftune.plan.memory import memory_of
