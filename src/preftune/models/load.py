@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,7 @@ from preftune.models.damage import brief, check_config_size, reading, whole_weig
 from preftune.models.four_bit import keep_as_loaded
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
-from preftune.models.quiet import quiet_transformers
+from preftune.models.quiet import quiet_peft, quiet_transformers
 from preftune.storage.jsonl import read_object
 
 if TYPE_CHECKING:
@@ -256,6 +258,41 @@ def load_pretrained(loader: Any, place: Location, *, revision: str | None, optio
             )
         raise ModelError(f"{place.name} could not be loaded: {brief(error)} {fix}") from error
     return _complete(*found, name=place.name) if options.get("output_loading_info") else found
+
+
+def meta_model(place: Location, *, revision: str | None, trust_remote_code: bool, peft_config: Any = None) -> Any:
+    """The model of a place, without its weights.
+
+    Args:
+        peft_config: of the adapter that is put on it.
+    Raises: ModelError if there is no readable config.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {"trust_remote_code": trust_remote_code}
+    config = load_pretrained(AutoConfig, place, revision=revision, options=options)
+    return _on_meta(partial(AutoModelForCausalLM.from_config, config, **options), place.name, peft_config)
+
+
+def meta_copy(model: Any, peft_config: Any) -> Any:
+    """A model of the class and the config of another, without weights, with an adapter. Raises: ModelError."""
+    return _on_meta(lambda: type(model)(deepcopy(model.config)), f"this {type(model).__name__}", peft_config)
+
+
+def _on_meta(make: Callable[[], Any], name: str, peft_config: Any) -> Any:
+    try:
+        with torch.device("meta"), quiet_transformers():
+            model = make()
+        if peft_config is None:
+            return model
+        from peft import get_peft_model
+
+        with quiet_peft():
+            return get_peft_model(model, deepcopy(peft_config), low_cpu_mem_usage=True)
+    except Exception as error:  # whatever a config, an adapter or another library says; its words are the reason
+        raise ModelError(
+            f"{name} cannot be built without its weights: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
 
 
 @contextmanager

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from preftune.errors import ModelError
-from preftune.models.load import load_pretrained
-from preftune.models.locate import Location
 from preftune.models.precision import is_packed, real_size
-from preftune.models.quiet import quiet_peft, quiet_transformers
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
 _USUAL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -83,42 +77,6 @@ class ModelShape:
     def second_model(self) -> int:
         """Bytes of the model in half precision."""
         return 2 * self.stored
-
-
-def meta_model(place: Location, *, revision: str | None, trust_remote_code: bool, peft_config: Any = None) -> Any:
-    """The model of a place, without its weights.
-
-    Args:
-        peft_config: of the adapter that is put on it.
-    Raises: ModelError if there is no readable config.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    options = {"trust_remote_code": trust_remote_code}
-    config = load_pretrained(AutoConfig, place, revision=revision, options=options)
-    return _on_meta(partial(AutoModelForCausalLM.from_config, config, **options), place.name, peft_config)
-
-
-def meta_copy(model: Any, peft_config: Any) -> Any:
-    """A model of the class and the config of another, without weights, with an adapter. Raises: ModelError."""
-    return _on_meta(lambda: type(model)(deepcopy(model.config)), f"this {type(model).__name__}", peft_config)
-
-
-def _on_meta(make: Callable[[], Any], name: str, peft_config: Any) -> Any:
-    try:
-        with torch.device("meta"), quiet_transformers():
-            model = make()
-        if peft_config is None:
-            return model
-        from peft import get_peft_model
-
-        with quiet_peft():
-            return get_peft_model(model, deepcopy(peft_config), low_cpu_mem_usage=True)
-    except Exception as error:  # whatever a config, an adapter or another library says; its words are the reason
-        raise ModelError(
-            f"{name} cannot be built without its weights ({type(error).__name__}: {str(error)[:200]}), so there is no "
-            "plan for it."
-        ) from error
 
 
 def shape_of(model: nn.Module, *, scores: bool = False, dtype: str | None = None) -> ModelShape:

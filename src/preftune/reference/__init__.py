@@ -2,14 +2,15 @@
 
 `sources` determines choice of the reference model; `store` keeps its scores by content, so that they are never wrong.
 
-    address      scores that workers compute
-    fingerprint  addresses of scores; NUMERICS_VERSION
-    inventory    lists, prunes and verifies the folder of scores
-    moving       a reference that follows the policy
-    run_scores   scores of a run whose reference cannot be asked again
-    scores       scores of a batch, from the cache or the source
-    sources      choice of the reference model
-    store        scores on disk
+    address          scores that workers compute
+    fingerprint      addresses of scores; NUMERICS_VERSION
+    inventory        lists, prunes and verifies the folder of scores
+    module_settings  attributes of modules that the configuration does not make
+    moving           a reference that follows the policy
+    run_scores       scores of a run whose reference cannot be asked again
+    scores           scores of a batch, from the cache or the source
+    sources          choice of the reference model
+    store            scores on disk
 """
 
 from preftune.reference.address import Address, FilledByWorkers
@@ -54,6 +55,7 @@ __all__ = [
     "inference",
     "inventory",
     "keys_of",
+    "module_settings",
     "sources",
     "store",
     "unwrap",

@@ -14,6 +14,7 @@ import struct
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from types import CodeType
@@ -23,14 +24,24 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
+from preftune.errors import PreftuneError
 from preftune.logps.layers.rope import unscaled_rope
+from preftune.models.load import meta_copy
 from preftune.models.shards import whole
+from preftune.reference.module_settings import (
+    canonical,
+    changed_settings,
+    is_adapter_layer,
+    is_plain,
+    plain_attributes,
+    settings_of,
+)
 from preftune.types import Span
 
 NUMERICS_VERSION = 2
 """Increased whenever a change in preftune changes scores by more than rounding."""
 
-FINGERPRINT_VERSION = 6
+FINGERPRINT_VERSION = 7
 """Increased whenever the same model gets a different fingerprint than before. Checkpoints record it, because
 fingerprints of two versions cannot be compared.
 """
@@ -48,15 +59,7 @@ _IRRELEVANT_OF_ADAPTERS = frozenset(
     "auto_mapping base_model_name_or_path inference_mode init_lora_weights lora_dropout peft_version revision "
     "task_type".split()
 )
-
-
-# Whole numbers and switches that modules read when they compute. (Others change by themselves: the longest sequence so
-# far, flags of training and checkpointing.)
-_COUNTS = frozenset("top_k num_experts_per_tok norm_topk_prob n_group topk_group sliding_window use_rope".split())
-# The same of adapters, by adapter: FourierFT's scale, the vectors used by VB-LoRA, HRA's orthogonal form, token ids.
-_OF_ADAPTERS = frozenset("fourierft_scaling topk hra_apply_GS token_indices".split())
 _NUMBERED = re.compile(r"\d+")
-_ACTIVATIONS = ("act", "act_fn", "activation_fn", "activation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +118,9 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
         is_adapter = is_adapter_parameter(name, prefixes)
         if is_adapter and not adapters:
             continue
-        digest.update(_canonical(name).encode())
+        digest.update(canonical(name).encode())
         _update(digest, tensor)
-    for fact in (*_as_text(numbers_of(base)), *_hooks_of(base), *_forwards_of(base)):
+    for fact in (*_settings_changed_in(base), *_hooks_of(base), *_forwards_of(base)):
         digest.update(fact.encode())
     for fact in _shared_layers_of(model, prefixes):
         digest.update(fact.encode())
@@ -140,57 +143,48 @@ def _shared_layers_of(model: nn.Module, prefixes: tuple[str, ...]) -> Iterator[s
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if not is_adapter_parameter(name, prefixes):
-            places.setdefault(id(parameter), []).append(_canonical(name))
+            places.setdefault(id(parameter), []).append(canonical(name))
     for names in places.values():
         if len(names) > 1 and len({_NUMBERED.sub("#", name) for name in names}) == 1:  # not an embedding and its head
             yield " = ".join(names)
 
 
 def _states_of_adapters(model: nn.Module) -> Iterator[str]:
-    """The state of PEFT's layers besides their weights: on or off, merged, active, scaled."""
+    """The state of PEFT's modules besides their weights: on or off, merged, active, scaled, and their settings."""
     module: Any
+    layers: set[str] = set()
     for name, module in model.named_modules():
-        if not _is_adapter_layer(module):
+        if is_adapter_layer(module):
+            layers.add(name)
+            yield f"{name} {not module.disable_adapters and list(module.active_adapters)}"
+        elif not _is_inside(name, layers) and not type(module).__module__.startswith("peft.tuners."):
             continue
-        on = not module.disable_adapters and list(module.active_adapters)
-        merged = sorted(getattr(module, "merged_adapters", ()))
-        scaling = getattr(module, "scaling", None)
-        scales = sorted((key, float(value)) for key, value in scaling.items()) if isinstance(scaling, dict) else scaling
-        yield f"{name} {on} {merged} {scales}"
-        for key, table in sorted(vars(module).items()):  # where SHiRA's numbers stand is in no parameter
-            if key in _OF_ADAPTERS:
-                yield f"{name} {key} {sorted(table.items())}"
+        yield from (f"{name} {key} {value}" for key, value in plain_attributes(module))
+        for key, table in sorted(vars(module).items()):
             if isinstance(table, dict) and not key.startswith("_"):
+                yield from (f"{name} {key} {at} {value}" for at, value in sorted(table.items()) if is_plain(value))
                 places = [(at, t) for at, t in table.items() if isinstance(t, Tensor) and not t.is_floating_point()]
                 yield from (f"{key} {at} {xxhash.xxh3_128(_bytes(t)).hexdigest()}" for at, t in sorted(places))
 
 
-def _is_adapter_layer(module: nn.Module) -> bool:
-    """Whether a module is a PEFT layer around another layer; whole models have a method of the same name."""
-    return isinstance(getattr(type(module), "disable_adapters", None), property)
+def _is_inside(name: str, layers: set[str]) -> bool:
+    """Whether a module is part of one of PEFT's layers, and not of the layer that this one is put around."""
+    parts = name.split(".")
+    owned = (i for i in range(1, len(parts)) if ".".join(parts[:i]) in layers)
+    return any(parts[i] not in ("base_layer", "original_module") for i in owned)
 
 
-def numbers_of(model: nn.Module) -> dict[str, Any]:
-    """Numbers that modules hold as plain attributes (epsilons, scales of attention, embeddings, rope, the number of
-    experts used), which can be changed without the config, and the activation functions (`NAME is`). Dropout is
-    off when scores are computed.
+def _settings_changed_in(base: Any) -> Iterator[str]:
+    """Settings of modules that the configuration does not make. A class that cannot be built again from its
+    configuration is compared with nothing: its numbers count, and nothing that may count steps or tokens.
     """
-    found: dict[str, Any] = {}
-    for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
-        if _is_adapter_layer(module):
-            continue
-        for key, value in sorted(vars(module).items()):
-            number = isinstance(value, float) and key != "p" and "drop" not in key
-            if number or key in _COUNTS or (key == "is_causal" and value is False):  # nearly all are causal
-                found[f"{_canonical(name)}.{key}"] = value
-        if name.rpartition(".")[2] in _ACTIVATIONS:
-            found[f"{_canonical(name)} is"] = f"{type(module).__qualname__}({module.extra_repr()})"
-    return found
-
-
-def _as_text(numbers: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in numbers.items():
-        yield f"{name} {value}" if name.endswith(" is") else f"{name}={value!r}"
+    try:
+        made = meta_copy(base, None)
+    except PreftuneError:
+        found = {name: value for name, value in settings_of(base).items() if isinstance(value, float)}
+    else:
+        found = {name: value for name, (value, _) in changed_settings(base, made).items()}
+    yield from (f"{name}={value!r}" for name, value in sorted(found.items()))
 
 
 def _hooks_of(model: nn.Module) -> Iterator[str]:
@@ -198,34 +192,61 @@ def _hooks_of(model: nn.Module) -> Iterator[str]:
     by itself: a model with a hook shares no score with another process. Hooks of libraries that move weights, and
     preftune's own, do not change values.
     """
-    for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
+    for name, module in sorted(model.named_modules(), key=lambda item: canonical(item[0])):
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             for hook in getattr(module, kind).values():
                 maker = getattr(hook, "__module__", None) or type(hook).__module__
                 if maker.partition(".")[0] not in _HARMLESS:
-                    yield f"{_canonical(name)} {kind} {maker} {_of_this_process(hook)}"
+                    yield f"{canonical(name)} {kind} {maker} {_of_this_process(hook)}"
 
 
 def _forwards_of(model: nn.Module) -> Iterator[str]:
-    """The code of modules that no library of `_HARMLESS` wrote: a subclass, a class or a module with its own forward,
-    code that came with a model. Functions that this code calls are not included.
+    """The code of modules that no library of `_HARMLESS` wrote (a subclass, a class or a module with its own forward,
+    code that came with a model), and the values and tensors that they hold as attributes. Functions that this code
+    calls are not included.
     """
-    for name, module in sorted(model.named_modules(), key=lambda item: _canonical(item[0])):
+    for name, module in sorted(model.named_modules(), key=lambda item: canonical(item[0])):
         function = getattr(module.forward, "__func__", module.forward)
         maker = str(getattr(function, "__module__", None) or type(function).__module__)
         if maker.partition(".")[0] not in _HARMLESS:
-            yield f"{_canonical(name)} computes {_written(function)}"
+            yield f"{canonical(name)} computes {_written(function)}"
+            tensors = ((key, _written(value)) for key, value in vars(module).items() if isinstance(value, Tensor))
+            yield from (
+                f"{canonical(name)} {key} {value}" for key, value in (*plain_attributes(module), *sorted(tensors))
+            )
 
 
-def _written(function: Any) -> str:
-    """A digest of a function's code and its plain values; the same in every process."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return type(function).__qualname__
-    cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-    held = [value for value in (*(function.__defaults__ or ()), *cells) if isinstance(value, bool | int | float | str)]
-    inner = [_instructions(value.__code__) for value in cells if hasattr(value, "__code__")]
-    return hashlib.blake2b(repr((*_instructions(code), held, inner)).encode(), digest_size=8).hexdigest()
+def _written(value: Any, depth: int = 3) -> str:
+    """A digest of a function's code and the values that it holds, or of a value; the same in every process. What is
+    neither plain, nor a tensor, nor a function counts by its class.
+
+    Args:
+        depth: how many functions in functions are read; a function may hold itself.
+    """
+    if isinstance(value, Tensor):
+        return xxhash.xxh3_128(_bytes(value)).hexdigest()
+    if isinstance(value, functools.partial):
+        code, held = _written(value.func, depth - 1), (*value.args, *_pairs(value.keywords))
+    elif depth == 0 or is_plain(value):
+        return repr(value) if is_plain(value) else type(value).__qualname__
+    elif not hasattr(function := getattr(value, "__func__", value), "__code__"):
+        call = vars(type(value)).get("__call__")
+        code, held = type(value).__qualname__, (call, *_pairs(vars(value))) if hasattr(call, "__code__") else ()
+    else:
+        code = repr(_instructions(function.__code__))
+        held = (*(function.__defaults__ or ()), *_cells(function), *_pairs(function.__kwdefaults__ or {}))
+    return hashlib.blake2b(repr((code, [_written(one, depth - 1) for one in held])).encode(), digest_size=8).hexdigest()
+
+
+def _cells(function: Any) -> Iterator[Any]:
+    """The variables of outer functions that a function uses."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not assigned yet
+            yield cell.cell_contents
+
+
+def _pairs(values: Mapping[str, Any]) -> list[Any]:
+    return [one for pair in sorted(values.items()) for one in pair]
 
 
 def _instructions(code: CodeType) -> tuple[Any, ...]:
@@ -291,8 +312,8 @@ def _relevant(config: Any) -> Any:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    yield from sorted(model.named_parameters(), key=lambda item: _canonical(item[0]))
-    for name, buffer in sorted(model.named_buffers(), key=lambda item: _canonical(item[0])):
+    yield from sorted(model.named_parameters(), key=lambda item: canonical(item[0]))
+    for name, buffer in sorted(model.named_buffers(), key=lambda item: canonical(item[0])):
         owner: Any = model.get_submodule(name.rpartition(".")[0])
         if not _follows_the_length(owner, name.rpartition(".")[2]):
             yield name, buffer
@@ -304,13 +325,6 @@ def _follows_the_length(module: Any, buffer: str) -> bool:
     """
     longrope = "longrope" in str(getattr(module, "rope_type", "")) and not buffer.endswith("original_inv_freq")
     return buffer in ("cos_cached", "sin_cached") or (longrope and buffer.endswith("inv_freq"))
-
-
-def _canonical(name: str) -> str:
-    """The parameter's name in the model without adapters."""
-    for part in ("base_model.model.", ".base_layer", ".original_module"):
-        name = name.replace(part, "")
-    return name
 
 
 def _update(digest: Any, tensor: Tensor) -> None:

@@ -17,12 +17,13 @@ from preftune.data import GroupDataset
 from preftune.errors import ConfigError, PlanOnlyError, PreftuneError
 from preftune.log import detail, say
 from preftune.models.four_bit import is_quantized
+from preftune.models.load import meta_copy, meta_model
 from preftune.models.locate import Location, locate
 from preftune.models.precision import decide_precision
 from preftune.plan.devices import Device, this_card, this_cpu
 from preftune.plan.forecast import Plan
 from preftune.plan.settings import ReferenceKind, Settings
-from preftune.plan.shape import ModelShape, meta_copy, meta_model, shape_of
+from preftune.plan.shape import ModelShape, shape_of
 from preftune.plan.workload import MicroBatch, RowLengths, Workload
 from preftune.training.config.sharding import Sharding, refusal, shards
 from preftune.training.step.micro_batches import plan_micro_batches, shared_tokens, split_group, token_budget

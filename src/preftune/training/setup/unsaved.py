@@ -8,14 +8,14 @@ from typing import Any
 from preftune.amounts import counted
 from preftune.errors import PreftuneError
 from preftune.log import warn
+from preftune.models.load import meta_copy, meta_model
 from preftune.models.locate import locate
-from preftune.plan.shape import meta_copy, meta_model
-from preftune.reference.fingerprint import numbers_of
+from preftune.reference.module_settings import changed_settings
 
 
 def warn_of_unsaved(model: Any, *, revision: str | None, trust_remote_code: bool) -> None:
-    """A warning of numbers (an epsilon, the scale of attention, a cap) that a model has in memory and that are not made
-    of its configuration: the saved model, or the base of a saved adapter, would compute with others.
+    """A warning of settings (an epsilon, the scale of attention, a switch) that a model has in memory and that its
+    configuration does not make: the saved model, or the base of a saved adapter, would compute with others.
 
     Args:
         revision: of the base on the hub; None for its newest.
@@ -26,12 +26,14 @@ def warn_of_unsaved(model: Any, *, revision: str | None, trust_remote_code: bool
         saved = _saved_base(base, revision, trust_remote_code) if adapter else meta_copy(base, None)
     except PreftuneError:  # nothing to compare with
         return
-    used, made = ({**numbers_of(one), **dict(_numbers(one.config.to_dict()))} for one in (base, saved))
-    changed = [name for name in used if name in made and used[name] != made[name]]
+    changed = changed_settings(base, saved)
+    used, made = (dict(_numbers(one.config.to_dict())) for one in (base, saved))
+    changed |= {name: (used[name], made[name]) for name in used if name in made and used[name] != made[name]}
     if not changed:
         return
-    more = f" (and {counted(len(changed) - 1, 'other number')})" if len(changed) > 1 else ""
-    shown = f"{changed[0].removesuffix(' is')} is {used[changed[0]]}, not {made[changed[0]]}"
+    more = f" (and {counted(len(changed) - 1, 'other setting')})" if len(changed) > 1 else ""
+    name, (value, other) = next(iter(changed.items()))
+    shown = f"{name.removesuffix(' is')} is {value}, not {other}"
     whose = f"the base {base.name_or_path}" if adapter else "its configuration"
     warn(
         f"the model was changed in memory: {shown}{more}. The saved {'adapter' if adapter else 'model'} will compute "

@@ -1,0 +1,126 @@
+"""Modules whose forward is the program's own are identified by its code and by the values that it holds."""
+
+from __future__ import annotations
+
+import functools
+from types import MethodType
+
+import pytest
+import torch
+from torch import nn
+
+from models_zoo import random_model
+from preftune.reference import fingerprint
+
+
+def of(model) -> str:
+    return fingerprint(model, adapters=True)
+
+
+def test_a_forward_of_the_program_s_own_counts_by_what_is_written_there():
+    """Scores of the plain model were taken for those of the changed one, and thrown away where the first step's check
+    saw the difference."""
+
+    def times(factor):
+        def forward(self, x):
+            return factor * type(self).forward(self, x)
+
+        return forward
+
+    def patched(function):
+        model = random_model("llama")
+        mlp = model.model.layers[0].mlp
+        mlp.forward = MethodType(function, mlp)
+        return of(model)
+
+    def subclassed():
+        model = random_model("llama")
+        mlp = model.model.layers[0].mlp
+
+        class Louder(type(mlp)):
+            def forward(self, x):
+                return 2 * super().forward(x)
+
+        mlp.__class__ = Louder
+        return of(model)
+
+    plain = of(random_model("llama"))
+    assert len({plain, patched(times(2)), patched(times(3)), subclassed()}) == 4
+    assert patched(times(2)) == patched(times(2)), "another process finds its scores again"
+    assert subclassed() == subclassed()
+
+
+class Scaled:
+    """A forward that is an object."""
+
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+def scaled(x, *, factor):
+    return factor * x
+
+
+def times(factor):
+    def forward(x):
+        return factor * x
+
+    return forward
+
+
+def through(inner):
+    def forward(x):
+        return inner(x)
+
+    return forward
+
+
+FORWARDS = {
+    "number in a closure": times,
+    "tensor in a closure": lambda factor: times(torch.tensor(float(factor))),
+    "function in a closure": lambda factor: through(times(factor)),
+    "partial": lambda factor: functools.partial(scaled, factor=factor),
+    "default": lambda factor: lambda x, factor=factor: factor * x,
+    "default of a keyword": lambda factor: lambda x, *, factor=factor: factor * x,
+    "object": Scaled,
+}
+
+
+@pytest.mark.parametrize("form", FORWARDS)
+def test_what_a_forward_of_the_program_s_own_holds_counts(form):
+    def patched(factor):
+        model = random_model()
+        model.model.layers[0].mlp.forward = FORWARDS[form](factor)
+        return of(model)
+
+    assert patched(2) == patched(2) != patched(3)
+
+
+@pytest.mark.parametrize("value", [3, 3.0, torch.tensor(3.0)])
+def test_attributes_of_a_module_of_the_program_s_own_count(value):
+    class Steered(nn.Module):
+        def __init__(self, mlp, factor):
+            super().__init__()
+            self.mlp, self.factor = mlp, factor
+
+        def forward(self, x):
+            return self.factor * self.mlp(x)
+
+    def steered(factor):
+        model = random_model()
+        model.model.layers[0].mlp = Steered(model.model.layers[0].mlp, factor)
+        return of(model)
+
+    assert steered(value) == steered(value) != steered(value * 2)
+
+
+def test_a_function_that_holds_itself_is_read_once():
+    def forward(x, again=True):
+        return forward(x, again=False) if again else x
+
+    model = random_model()
+    model.model.layers[0].mlp.forward = forward
+    assert of(model) == of(model) != of(random_model())
