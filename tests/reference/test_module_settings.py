@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -105,6 +106,45 @@ def test_no_attribute_of_an_adapter_changes_scores_under_one_fingerprint(name):
     found, changing = missed(model)
     assert not found
     assert changing > 2
+
+
+def norm_of_torch(model: Any) -> None:
+    norm = model.model.norm
+    model.model.norm = torch.nn.RMSNorm(32, eps=norm.variance_epsilon)
+    model.model.norm.weight = norm.weight
+
+
+def other_function(model: Any) -> None:
+    model.model.layers[0].mlp.act_fn.act = torch.nn.functional.relu
+
+
+def numpy_scale(model: Any) -> None:
+    model.model.layers[0].self_attn.scaling = np.float32(0.3)
+
+
+def tensor_scale(model: Any) -> None:
+    model.model.layers[0].self_attn.scaling = torch.tensor(0.3)
+
+
+def other_class(model: Any) -> None:
+    model.transformer.h[0].mlp.gelu_impl = torch.nn.ReLU()
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("llama", norm_of_torch),
+        ("llama", numpy_scale),
+        ("llama", tensor_scale),
+        ("llama", other_function),
+        ("bloom", other_class),
+    ],
+)
+def test_classes_functions_and_tensors_in_modules_count(name, change):
+    model = random_model(name, **({"hidden_act": "gelu"} if change is other_function else {}))
+    before = fingerprint(model, adapters=True)
+    change(model)
+    assert fingerprint(model, adapters=True) != before
 
 
 @pytest.mark.sample(6)

@@ -13,11 +13,9 @@ import re
 import struct
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from types import CodeType
 from typing import Any
 
 import torch
@@ -28,11 +26,11 @@ from preftune.errors import PreftuneError
 from preftune.logps.layers.rope import unscaled_rope
 from preftune.models.load import meta_copy
 from preftune.models.shards import whole
+from preftune.own_code import is_plain, of_a_library, written
 from preftune.reference.module_settings import (
     canonical,
     changed_settings,
     is_adapter_layer,
-    is_plain,
     plain_attributes,
     settings_of,
 )
@@ -185,6 +183,11 @@ def _settings_changed_in(base: Any) -> Iterator[str]:
     else:
         found = {name: value for name, (value, _) in changed_settings(base, made).items()}
     yield from (f"{name}={value!r}" for name, value in sorted(found.items()))
+    for name, module in base.named_modules():  # tensors that are no buffers, of layers and of PEFT's
+        tensors = ((key, value) for key, value in vars(module).items() if isinstance(value, Tensor))
+        for key, value in sorted(tensors):
+            if not key.startswith("_") and not _follows_the_length(module, key):
+                yield f"{canonical(name)} {key} {xxhash.xxh3_128(_bytes(value)).hexdigest()}"
 
 
 def _hooks_of(model: nn.Module) -> Iterator[str]:
@@ -195,71 +198,20 @@ def _hooks_of(model: nn.Module) -> Iterator[str]:
     for name, module in sorted(model.named_modules(), key=lambda item: canonical(item[0])):
         for kind in ("_forward_hooks", "_forward_pre_hooks"):
             for hook in getattr(module, kind).values():
-                maker = getattr(hook, "__module__", None) or type(hook).__module__
-                if maker.partition(".")[0] not in _HARMLESS:
-                    yield f"{canonical(name)} {kind} {maker} {_of_this_process(hook)}"
+                if not of_a_library(hook):
+                    yield f"{canonical(name)} {kind} {_of_this_process(hook)} {written(hook)}"
 
 
 def _forwards_of(model: nn.Module) -> Iterator[str]:
-    """The code of modules that no library of `_HARMLESS` wrote (a subclass, a class or a module with its own forward,
-    code that came with a model), and the values and tensors that they hold as attributes. Functions that this code
-    calls are not included.
+    """The code of modules that no library wrote (a subclass, a class or a module with its own forward, code that came
+    with a model), and the values that they hold as attributes. Functions that this code calls are not included.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: canonical(item[0])):
-        function = getattr(module.forward, "__func__", module.forward)
-        maker = str(getattr(function, "__module__", None) or type(function).__module__)
-        if maker.partition(".")[0] not in _HARMLESS:
-            yield f"{canonical(name)} computes {_written(function)}"
-            tensors = ((key, _written(value)) for key, value in vars(module).items() if isinstance(value, Tensor))
-            yield from (
-                f"{canonical(name)} {key} {value}" for key, value in (*plain_attributes(module), *sorted(tensors))
-            )
+        if not of_a_library(module.forward):
+            yield f"{canonical(name)} computes {written(module.forward)}"
+            yield from (f"{canonical(name)} {key} {value}" for key, value in plain_attributes(module))
 
 
-def _written(value: Any, depth: int = 3) -> str:
-    """A digest of a function's code and the values that it holds, or of a value; the same in every process. What is
-    neither plain, nor a tensor, nor a function counts by its class.
-
-    Args:
-        depth: how many functions in functions are read; a function may hold itself.
-    """
-    if isinstance(value, Tensor):
-        return xxhash.xxh3_128(_bytes(value)).hexdigest()
-    if isinstance(value, functools.partial):
-        code, held = _written(value.func, depth - 1), (*value.args, *_pairs(value.keywords))
-    elif depth == 0 or is_plain(value):
-        return repr(value) if is_plain(value) else type(value).__qualname__
-    elif not hasattr(function := getattr(value, "__func__", value), "__code__"):
-        call = vars(type(value)).get("__call__")
-        code, held = type(value).__qualname__, (call, *_pairs(vars(value))) if hasattr(call, "__code__") else ()
-    else:
-        code = repr(_instructions(function.__code__))
-        held = (*(function.__defaults__ or ()), *_cells(function), *_pairs(function.__kwdefaults__ or {}))
-    return hashlib.blake2b(repr((code, [_written(one, depth - 1) for one in held])).encode(), digest_size=8).hexdigest()
-
-
-def _cells(function: Any) -> Iterator[Any]:
-    """The variables of outer functions that a function uses."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # not assigned yet
-            yield cell.cell_contents
-
-
-def _pairs(values: Mapping[str, Any]) -> list[Any]:
-    return [one for pair in sorted(values.items()) for one in pair]
-
-
-def _instructions(code: CodeType) -> tuple[Any, ...]:
-    return code.co_code, code.co_names, [_constant(one) for one in code.co_consts]
-
-
-def _constant(value: Any) -> Any:
-    if isinstance(value, CodeType):
-        return _instructions(value)
-    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set has no order of its own
-
-
-_HARMLESS = frozenset({"accelerate", "transformers", "peft", "torch", "bitsandbytes", "preftune"})
 _NUMBERS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 

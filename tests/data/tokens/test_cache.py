@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,28 @@ def test_what_is_set_on_a_tokenizer_after_loading_is_a_miss(change: Any, chat: A
         setattr(chat, key, value)
     assert not recalled(pairs, chat)
     assert recalled(pairs, chat)
+
+
+def test_a_tokenizer_of_the_program_s_own_is_keyed_by_its_code(chat: Any) -> None:
+    pairs, base = load_pairs(rows(4)), type(chat)
+
+    def louder(mark: str) -> Any:
+        class Louder(base):  # type: ignore[misc, valid-type]
+            def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+                louder = [{**turn, "content": turn["content"] + mark} for turn in conversation]
+                return super().apply_chat_template(louder, **options)
+
+        return Louder
+
+    chat.__class__ = louder("!")
+    assert not recalled(pairs, chat)
+    chat.__class__ = louder("?")
+    assert not recalled(pairs, chat)
+    chat.__class__ = louder("!")
+    assert recalled(pairs, chat)
+    chat.__class__ = base
+    chat.apply_chat_template = MethodType(louder("!").apply_chat_template, chat)
+    assert not recalled(pairs, chat)
 
 
 def test_the_side_that_generation_pads_on_is_a_hit(chat: Any) -> None:

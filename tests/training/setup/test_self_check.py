@@ -80,6 +80,30 @@ def test_an_engine_that_computes_something_else_stops_the_run(plant, dtype, tmp_
     assert_untouched(run, before)
 
 
+@pytest.mark.parametrize("ask", ["evaluate", "predict"])
+def test_a_number_that_is_asked_for_without_training_is_checked_too(ask, tmp_path):
+    """The engine reads the head's weight; a hook on the head is the naive path's alone."""
+    run = trainer(lora_model(tiny_model(scale=2.0)), tmp_path, eval_dataset=rows(4))
+    run.evaluate()
+    run = trainer(lora_model(tiny_model(scale=2.0)), tmp_path, eval_dataset=rows(4))
+    run.model.get_output_embeddings().register_forward_hook(lambda module, inputs, logits: 0.3 * logits)
+    with pytest.raises(SelfCheckError, match="disagree"):
+        run.evaluate() if ask == "evaluate" else run.predict(rows(4))
+
+
+def test_the_engine_is_checked_once(tmp_path, monkeypatch):
+    run = trainer(lora_model(), tmp_path, eval_dataset=rows(4))
+    checks = []
+    checked = type(run).engine_error
+    monkeypatch.setattr(type(run), "engine_error", lambda self, batch: checks.append(batch) or checked(self, batch))
+    run.evaluate()
+    run.evaluate()
+    assert len(checks) == 1
+    run.train()
+    run.evaluate()
+    assert len(checks) == 1, "the check of the first step is another one, and serves evaluations"
+
+
 def test_a_fault_that_shows_with_neighbours_only_stops_the_run_and_names_the_row(tmp_path, monkeypatch):
     run = trainer(lora_model(), tmp_path, data=[{**row, "id": f"row-{i}"} for i, row in enumerate(rows(8))])
     score = type(run.engine).__call__

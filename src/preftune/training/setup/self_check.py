@@ -161,7 +161,7 @@ def check_engine(
         raise SelfCheckError(
             f"the {engine.name} engine and the naive path disagree on real groups by {mean:.3g} nat per token on "
             f"average ({largest:.3g} at most, in row {row}), more than rounding explains. Nothing was trained. Please "
-            "report this model; engine='naive' trains it, slowly."
+            "report this model; engine='naive' computes it, slowly."
         )
     return policy, largest, tolerance
 

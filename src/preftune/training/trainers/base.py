@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 
 from preftune.data import GroupDataset
 from preftune.data.streams.groups import StreamedGroups
-from preftune.log import say
+from preftune.log import detail, say
 from preftune.logps.batch import PackedBatch
 from preftune.reference import unwrap
 from preftune.storage.run_directory import check_writable, write_json
@@ -43,21 +43,16 @@ from preftune.training.setup.arguments import (
 from preftune.training.setup.forecast import announce
 from preftune.training.setup.sharding import check_sharding, shard_model, take_from_first_rank
 from preftune.training.setup.streams import check_streamed, refuse_buffer, warn_of
-from preftune.training.step import memory
 from preftune.training.step.collate import (
     BATCH,
     check_one_batch,
     collate,
-    probes,
     with_a_seed_of_its_own,
     without_repeats,
 )
 from preftune.training.step.metrics import MetricWindow, WorkCounter
 from preftune.training.step.optimizer_step import whole_step
 from preftune.training.trainers.evaluation import EvaluatedTrainer
-from preftune.types import TokenizedGroup
-
-Checked = TypeVar("Checked")
 
 
 class PackedTrainer(EvaluatedTrainer):
@@ -185,6 +180,9 @@ class PackedTrainer(EvaluatedTrainer):
 
     def before_first_step(self, *, resumed: bool) -> None:
         """The check of the first step, and whatever must be done before it."""
+        error = max(self._checked(self.engine_error, self.train_dataset))
+        detail(f"self-check: the engine agrees with the naive path within {error:.2g} {self.engine_error_unit}.")
+        self._record.note(self_check={"engine_error": error})
 
     def data_facts(self) -> dict[str, Any]:
         held_out = {f"eval_{index}": data_facts(part) for index, part in enumerate(parts(self.eval_dataset))}
@@ -360,16 +358,6 @@ class PackedTrainer(EvaluatedTrainer):
     def _batch_of(self, rows: Sequence[int]) -> PackedBatch:
         """Training rows on the device."""
         return collate([self.train_dataset[row] for row in rows])[BATCH].to(self.args.device)
-
-    def _checked(self, check: Callable[[PackedBatch], Checked]) -> list[Checked]:
-        """What the check of the first step says of a few rows, packed together as far as memory allows."""
-
-        def together(groups: Sequence[TokenizedGroup]) -> list[Checked]:
-            return [check(collate(groups)[BATCH].to(self.args.device))] * len(groups)
-
-        groups = [self.train_dataset[row] for row in probes(self.train_dataset.lengths)]
-        results = memory.score_in_parts(self, groups, together, work="reference")
-        return [result for of_group in results for result in of_group]
 
     def _prepare_input(self, data: Any) -> Any:
         return data.to(self.args.device) if isinstance(data, PackedBatch) else super()._prepare_input(data)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from preftune.errors import ConfigError
 from preftune.logps.batch import PackedBatch
 from preftune.training.judged.win_rate import JudgedEvaluation
 from preftune.training.setup.model import prepare_held_out
-from preftune.training.step.collate import BATCH, with_a_seed_of_its_own
-from preftune.training.step.memory import item_rows
+from preftune.training.setup.self_check import check_engine
+from preftune.training.step.collate import BATCH, collate, probes, with_a_seed_of_its_own
+from preftune.training.step.memory import item_rows, score_in_parts
 from preftune.training.trainers.recorded import RecordedTrainer
 from preftune.types import TokenizedGroup
+
+Checked = TypeVar("Checked")
 
 
 class EvaluatedTrainer(RecordedTrainer):
@@ -27,6 +30,8 @@ class EvaluatedTrainer(RecordedTrainer):
 
     train_dataset: GroupDataset
     eval_dataset: GroupDataset | dict[str, GroupDataset] | None
+    engine_error_unit: ClassVar[str] = "nat per token"
+    _engine_checked = False
     columns: ClassVar[Sequence[str]]
     """Names of the columns of what `batch_loss` gives for the metrics."""
     further_names: ClassVar[Sequence[str]] = ()
@@ -59,6 +64,26 @@ class EvaluatedTrainer(RecordedTrainer):
         """Of (items, 1 + columns), loss first: what `predict` gives and `compute_metrics` gets."""
         return table[:, 1:]
 
+    def engine_error(self, batch: PackedBatch) -> float:
+        """Largest difference between the engine and the naive path. Raises as `check_engine` does."""
+        return check_engine(self.model, batch, self.engine, autocast=self.precision.autocast)[1]
+
+    def check_before_evaluation(self, dataset: GroupDataset) -> None:
+        """Checks the engine on a few rows, unless it was checked already. Raises as `engine_error`."""
+        if not self._engine_checked:
+            self._checked(self.engine_error, dataset)
+
+    def _checked(self, check: Callable[[PackedBatch], Checked], dataset: GroupDataset) -> list[Checked]:
+        """What the check of the engine says of a few rows, packed together as far as memory allows."""
+
+        def together(groups: Sequence[TokenizedGroup]) -> list[Checked]:
+            return [check(collate(groups)[BATCH].to(self.args.device))] * len(groups)
+
+        groups = [dataset[row] for row in probes(dataset.lengths)]
+        results = score_in_parts(self, groups, together, work="reference")
+        self._engine_checked = True
+        return [result for of_group in results for result in of_group]
+
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """As `Trainer.evaluate`; raw datasets are tokenised first. Metrics are means over items, whatever the batch."""
         named = (
@@ -86,6 +111,7 @@ class EvaluatedTrainer(RecordedTrainer):
         ignore_keys: Any = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        self.check_before_evaluation(dataloader.dataset)
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         output = evaluate_groups(self, dataloader, prefix=metric_key_prefix, loss_only=loss_only)
         if self.judged is not None and output.metrics is not None:

@@ -148,7 +148,7 @@ class ReferencedTrainer(PackedTrainer):
             )
 
         with memory.explained(self, self.train_dataset[int(self.train_dataset.lengths.argmax())]):
-            result = worst(self._checked(check))
+            result = worst(self._checked(check, self.train_dataset))
         detail(result.describe())
         self._record.note(self_check=asdict(result))
         if compares and (not self.reference.source.live or self.args.precompute_ref_log_probs):

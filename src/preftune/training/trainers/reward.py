@@ -17,7 +17,7 @@ from preftune.data import GroupDataset, PairDataset, load_pairs
 from preftune.data.streams.examples import ExampleStream, open_examples
 from preftune.errors import NonFiniteError, SelfCheckError
 from preftune.judges.reward_model_input import Form, write_form
-from preftune.log import detail, say
+from preftune.log import say
 from preftune.logps import plain_layers
 from preftune.logps.batch import PackedBatch
 from preftune.logps.scores import choose_score_engine, naive_scores, score_head
@@ -66,6 +66,7 @@ class RewardTrainer(PackedTrainer):
     tag = "reward-model"
     method = "reward"
     config_class = RewardConfig
+    engine_error_unit = "per score"
     columns: ClassVar[Sequence[str]] = ("rewards/chosen", "rewards/rejected", "margin", "accuracy", "mean_reward")
     calibration: Calibration | None = None
     """Of the last evaluation."""
@@ -123,12 +124,7 @@ class RewardTrainer(PackedTrainer):
         rows = [chosen_N, rejected_N, margin_N, (margin_N > 0).float(), (chosen_N + rejected_N) / 2]
         return output.loss_N, torch.stack(rows, 1)
 
-    def before_first_step(self, *, resumed: bool) -> None:
-        error = max(self._checked(self._check_scores))
-        detail(f"self-check: the engine agrees with the naive path within {error:.2g} per score.")
-        self._record.note(self_check={"engine_error": error})
-
-    def _check_scores(self, batch: PackedBatch) -> float:
+    def engine_error(self, batch: PackedBatch) -> float:
         """Largest difference of a score between the engine and the naive path.
 
         Raises: NonFiniteError, SelfCheckError.
@@ -151,7 +147,7 @@ class RewardTrainer(PackedTrainer):
         if error > _TOLERANCE.get(dtype, _TOLERANCE[torch.float32]) * max(scale, 1e-6):
             raise SelfCheckError(
                 f"the {self.engine.name} engine and the naive path disagree on a real score by {error:.3g}, more than "
-                "rounding explains. Nothing was trained. Please report this model; engine='naive' trains it, slowly."
+                "rounding explains. Nothing was trained. Please report this model; engine='naive' computes it, slowly."
             )
         return error
 

@@ -17,14 +17,13 @@ from preftune.data import DIALOGUE_TEMPLATE, DemonstrationDataset, GroupDataset,
 from preftune.data.demonstrations.mixture import mix_demonstrations
 from preftune.data.pairs.mixture import is_mixture, parse_sources
 from preftune.data.streams.examples import ExampleStream, open_examples
-from preftune.log import detail, say
+from preftune.log import say
 from preftune.logps.batch import PackedBatch
 from preftune.training.config.sft import SFTConfig
 from preftune.training.record import model_card
 from preftune.training.setup.chat_templates import complete_tokenizer
 from preftune.training.setup.model import tokenize
 from preftune.training.setup.neftune import noisy_embeddings
-from preftune.training.setup.self_check import check_engine
 from preftune.training.setup.streams import held, is_stream, streamed_groups
 from preftune.training.trainers.base import PackedTrainer
 from preftune.types import TokenizedGroup
@@ -101,12 +100,6 @@ class SFTTrainer(PackedTrainer):
         alpha, self.neftune_noise_alpha = self.args.neftune_noise_alpha, None  # transformers' own knows no packed rows
         with noisy_embeddings(self.model, alpha):
             return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def before_first_step(self, *, resumed: bool) -> None:
-        autocast = self.precision.autocast
-        error = max(self._checked(lambda batch: check_engine(self.model, batch, self.engine, autocast=autocast)[1]))
-        detail(f"self-check: the engine agrees with the naive path within {error:.2g} nat per token.")
-        self._record.note(self_check={"engine_error": error})
 
     # --- what is reported ---
 

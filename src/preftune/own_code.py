@@ -1,0 +1,77 @@
+"""Digests of a program's own functions, for caches whose values such a function may change."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from numbers import Number
+from types import CodeType
+from typing import Any
+
+_LIBRARIES = frozenset({"accelerate", "transformers", "tokenizers", "peft", "torch", "bitsandbytes", "preftune"})
+
+
+def of_a_library(function: Any) -> bool:
+    """Whether one of the libraries wrote a function, of which their versions say what it does."""
+    function = getattr(function, "__func__", function)
+    maker = str(getattr(function, "__module__", None) or type(function).__module__)
+    return maker.partition(".")[0] in _LIBRARIES
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a switch, a text, None, or a list of them."""
+    if isinstance(value, tuple | list):
+        return all(map(is_plain, value))
+    return value is None or isinstance(value, Number | str)
+
+
+def written(value: Any, depth: int = 3) -> str:
+    """A digest of a function's code and the values that it holds, or of a value; the same in every process. What is
+    neither plain, nor a tensor, nor a function counts by its class.
+
+    Args:
+        depth: how many functions in functions are read; a function may hold itself.
+    """
+    if is_plain(value):
+        return repr(value)
+    if hasattr(value, "untyped_storage"):  # a tensor, without the import of torch for what holds none
+        import torch
+
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
+    function = getattr(value, "__func__", value)
+    if depth == 0:
+        return type(value).__qualname__
+    if isinstance(value, functools.partial):
+        code, held = written(value.func, depth - 1), (*value.args, *_pairs(value.keywords))
+    elif hasattr(function, "__code__"):
+        code = repr(_instructions(function.__code__))
+        held = (*(function.__defaults__ or ()), *_cells(function), *_pairs(function.__kwdefaults__ or {}))
+    elif hasattr(call := vars(type(value)).get("__call__"), "__code__"):
+        code, held = type(value).__qualname__, (call, *_pairs(vars(value)))
+    else:  # a function that is not Python's has a name
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
+    return hashlib.blake2b(repr((code, [written(one, depth - 1) for one in held])).encode(), digest_size=8).hexdigest()
+
+
+def _cells(function: Any) -> Iterator[Any]:
+    """The variables of outer functions that a function uses."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not assigned yet
+            yield cell.cell_contents
+
+
+def _pairs(values: Mapping[str, Any]) -> list[Any]:
+    return [one for pair in sorted(values.items()) for one in pair]
+
+
+def _instructions(code: CodeType) -> tuple[Any, ...]:
+    return code.co_code, code.co_names, [_constant(one) for one in code.co_consts]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _instructions(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set has no order of its own
