@@ -1,5 +1,5 @@
 """`preftune_state.json` of a checkpoint, one file per rank: the state that a resumed run needs besides transformers'
-files.
+files; and what these files may hold.
 
 It holds the reference's fingerprint, the sums since the last log, the state of the guard, the token limit after memory
 ran out, the seconds and tokens used of `max_seconds` and `max_train_tokens`, and a method's own state: the moments of
@@ -9,13 +9,20 @@ would be the mean of fewer steps than `logging_steps`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+from transformers import TrainerState
+
 from preftune.errors import ReferenceMismatchError
 from preftune.log import warn
+from preftune.models.shards import local
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.storage.json_types import is_count, is_number, is_object, is_text
 from preftune.storage.run_directory import write_json
@@ -63,6 +70,12 @@ _NEEDED = ("global_step", "log_history", "total_flos", "loss", "total_loss", "la
 """Fields that must not be null."""
 TRAINER_STATE = "trainer_state.json"
 
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf", "sum")
+"""State of an optimiser that has the shape of its weight."""
+_SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+_SETTINGS = ("weight_decay", "betas", "eps", "momentum", "dampening", "nesterov", "amsgrad", "maximize", "initial_lr")
+"""Settings of an optimiser's groups that decide an update; `lr` is the schedule's."""
+
 
 def check_states(folder: Path) -> int:
     """Check the types in `trainer_state.json` and in the `preftune_state.json` of every rank.
@@ -84,6 +97,11 @@ def _checked(path: Path) -> dict[str, Any]:
         raise DamagedError(f"its {path.name} cannot be read ({type(error).__name__})") from error
     if not is_object(content) or always not in content:
         raise DamagedError(f"its {path.name} is not what was written")
+    known = {field.name for field in dataclasses.fields(TrainerState)}
+    if path.name == TRAINER_STATE and (unknown := content.keys() - known):
+        raise DamagedError(
+            f"its {path.name} has the field {min(unknown)}, which the installed transformers does not know"
+        )
     for name, holds in kinds.items():
         value = content.get(name)
         if name in content and not (holds(value) or (value is None and name not in _NEEDED)):
@@ -130,3 +148,93 @@ def check_same_reference(state: Mapping[str, Any] | None, fingerprint: str, fold
 
 def _file(folder: Path, rank: int) -> Path:
     return folder / ("preftune_state.json" if rank == 0 else f"preftune_state_rank{rank}.json")
+
+
+def check_optimizer(
+    optimizer: Any,
+    made: Sequence[Mapping[str, Any]],
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    step: int,
+    same: bool,
+) -> None:
+    """Check the state of an optimiser after it was loaded: shapes, signs, counts and settings.
+
+    Args:
+        made: settings of the groups as the run makes them.
+        named: the model's parameters.
+        step: optimiser steps of the run.
+        same: whether the checkpoint has the run's settings.
+    Raises: ValueError that says what is wrong.
+    """
+    by_torch = type(getattr(optimizer, "optimizer", optimizer)).__module__.startswith("torch.optim")
+    for group, expected in zip(optimizer.param_groups, made, strict=True):
+        for key in _SETTINGS:
+            if key not in expected:
+                continue
+            if not _like(value := group.get(key), expected[key]) or (same and by_torch and value != expected[key]):
+                raise ValueError(f"the optimiser has {key}={value!r:.60}, where the run has {expected[key]!r:.60}")
+        if not _like(group.get("lr"), 0.0) or not 0 <= float(group["lr"]) < float("inf"):
+            raise ValueError(f"the optimiser has lr={group.get('lr')!r:.60}")
+    names = {parameter: name for name, parameter in named}
+    needed = by_torch and step > 0 and "betas" in optimizer.defaults and getattr(optimizer, "scaler", None) is None
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        state, name = optimizer.state.get(parameter, {}), names.get(parameter, "a weight")
+        if needed and not state and "expert" not in name:  # an expert to which no token was routed has no gradient
+            raise ValueError(f"the optimiser has no state of {name}")
+        for key, value in state.items():
+            if problem := _problem(key, value, parameter, step):
+                raise ValueError(f"the optimiser's {key} of {name} {problem}")
+
+
+def _problem(key: str, value: Any, parameter: nn.Parameter, step: int) -> str:
+    """What is wrong with an entry of an optimiser's state; empty if nothing is."""
+    if key == "step":
+        if not (isinstance(value, Tensor) and value.numel() == 1) and not is_number(value):
+            return f"is {value!r:.60}"
+        return "" if 0 <= float(value) <= step else f"is {float(value):g}, at step {step} of the run"
+    if key in _MOMENTS and value is not None:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return f"is {value!r:.60}"
+        if value.shape != parameter.shape:
+            return f"has the shape {tuple(value.shape)}, and the weight {tuple(parameter.shape)}"
+    if isinstance(value, Tensor) and value.is_floating_point():
+        mine = local(value)
+        if not bool(torch.isfinite(mine).all()):
+            return "is not finite"
+        if key in _SQUARES and bool((mine < 0).any()):
+            return "is negative"
+    return ""
+
+
+def check_schedule(scheduler: Any, made: Mapping[str, Any], *, step: int, same: bool) -> None:
+    """Check a learning rate schedule after it was loaded.
+
+    Args:
+        made: its attributes as the run makes them.
+        step: optimiser steps of the run.
+        same: whether the checkpoint has the run's settings.
+    Raises: ValueError that says what is wrong.
+    """
+    for key, value in vars(scheduler).items():
+        expected = made.get(key)
+        changed = value is not expected if key == "optimizer" else not _like(value, expected)
+        if (key in made and changed) or (key not in made and hasattr(type(scheduler), key)):
+            raise ValueError(f"the schedule has {key}={value!r:.60}, where the run has {expected!r:.60}")
+    at, rates = vars(scheduler).get("last_epoch", 0), made.get("base_lrs")
+    if not 0 <= at <= step:
+        raise ValueError(f"the schedule is at step {at}, and the run at step {step}")
+    if same and rates != vars(scheduler).get("base_lrs"):
+        raise ValueError(f"the schedule has base_lrs={scheduler.base_lrs!r:.60}, where the run has {rates!r:.60}")
+
+
+def _like(value: Any, made: Any) -> bool:
+    """Whether a loaded value is of the kind of the one that the run makes: a number for a number, a list for a list of
+    its length. Other kinds are not compared.
+    """
+    if isinstance(made, bool) or not (is_number(made) or isinstance(made, list | tuple)):
+        return isinstance(value, bool) or not isinstance(made, bool)
+    if is_number(made):
+        return (isinstance(value, Tensor) and value.numel() == 1) or (is_number(value) and not math.isnan(value))
+    same_length = isinstance(value, list | tuple) and len(value) == len(made)
+    return same_length and all(_like(one, other) for one, other in zip(value, made, strict=True))

@@ -22,8 +22,10 @@ from transformers.trainer_utils import rotate_checkpoints
 from preftune.errors import CheckpointError, PreftuneError
 from preftune.storage.atomic import sync
 from preftune.training.record import checkpoint
+from preftune.training.record.checkpoint import check_optimizer, check_schedule
 from preftune.training.record.earlier_run import WRITING
 from preftune.training.record.limits import Limits
+from preftune.training.record.manifest import FILE as MANIFEST
 from preftune.training.record.manifest import write_manifest
 from preftune.training.record.prompt_encoder import is_prompt_encoder_alone, load_prompt_encoder
 from preftune.training.record.run_record import RunRecord
@@ -231,8 +233,15 @@ class CheckpointedTrainer(SavingTrainer):
             {name: value for name, value in group.items() if name not in ("params", "lr")} for group in self._groups()
         ]
         rates = list(getattr(self.lr_scheduler, "base_lrs", []))
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        made = dict(vars(schedule)) if schedule is not None else {}
         with readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+            step, same = self.state.global_step, not self._resume_changed and Path(checkpoint, MANIFEST).is_file()
+            if self.optimizer is not None:
+                check_optimizer(self.optimizer, fresh, self.model.named_parameters(), step=step, same=same)
+            if schedule is not None:
+                check_schedule(schedule, made, step=step, same=same)
         if not self._resume_changed or self.optimizer is None:
             return
         for group, new in zip(self._groups(), fresh, strict=True):
