@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from preftune.amounts import counted
@@ -18,6 +19,7 @@ from preftune.judges.reward_model_input import Form, form_of, trained_ids
 from preftune.models.damage import reading, whole_weights
 from preftune.models.locate import locate
 from preftune.models.positions import check_token_ids, limit_of
+from preftune.storage.jsonl import read_object
 from preftune.types import Text
 
 
@@ -200,7 +202,17 @@ def located(name: str, *, dtype: str, trust_remote_code: bool) -> tuple[ModelSou
             f"{name} is a GGUF file, which does not contain a head for scores. Give a sequence classifier's folder."
         )
     source = ModelSource(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    config = read_object(Path(source.place.name) / "config.json")
+    if source.place.kind == "folder" and str(config.get("architectures")).endswith("ForCausalLM']"):
+        raise ModelError(_no_head(name, "its config.json names a causal language model"))
     return source, {"name": f"reward:{name}", "identity": source.identity, "form": form_of(source.place.name)}
+
+
+def _no_head(name: str, why: str) -> str:
+    return (
+        f"{name} has no trained head for scores ({why}): it is a language model, not a reward model. Give a sequence "
+        "classifier with one label."
+    )
 
 
 def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -234,10 +246,7 @@ def _load(source: ModelSource, dtype: str, trust_remote_code: bool) -> tuple[Any
         model = attach_adapter(model, source.place)
         missing = [key for key in missing if not _brings(model, key)]
     if missing:
-        raise ModelError(
-            f"{name} has no trained head for scores ({missing[0]} is not in it): it is a language model, not a reward "
-            "model. Give a sequence classifier with one label."
-        )
+        raise ModelError(_no_head(name, f"{missing[0]} is not in it"))
     _score_exactly(model)
     tokenizer = source.tokenizer
     if form_of(source.place.name) is not None:  # padding that ends no text; an adapter's base knows nothing of it

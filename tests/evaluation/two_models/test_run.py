@@ -13,6 +13,7 @@ from preftune.evaluation.two_models.answers import answer_rows
 from preftune.evaluation.two_models.run import evaluate_pairwise, value_of
 from preftune.evaluation.two_models.types import outcome_word
 from preftune.judges.rules import KeyFactJudge
+from preftune.report.reading.run_files import read_run
 from preftune.storage.jsonl import append_lines, read_lines, write_lines
 
 
@@ -96,6 +97,46 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     other = Speaker()
     evaluate_pairwise(ROWS, generate=other, **{**arguments, "settings": {"model": "another"}})
     assert len(other.asked) == 12
+
+
+class Failing:
+    """A judge that keeps its outcomes, and fails at the fourth question."""
+
+    cache_key, symmetric, name = "failing", True, "failing"
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, prompt, answer_a, answer_b, row):
+        self.asked += 1
+        if self.asked == 4:
+            raise RuntimeError("no more")
+        return "a"
+
+
+def test_a_judge_that_fails_leaves_the_earlier_verdict_on_the_same_answers(tmp_path: Path) -> None:
+    arguments = {"generate": Speaker(), "output_dir": tmp_path, "settings": {"model": "m"}}
+    evaluate_pairwise(ROWS, judge=KeyFactJudge(), **arguments)
+    files = {name: (tmp_path / name).read_bytes() for name in ("summary.json", "verdicts.jsonl", "generations.jsonl")}
+    with pytest.raises(Exception, match="no more"):
+        evaluate_pairwise(ROWS, judge=Failing(), **arguments)
+    assert files == {name: (tmp_path / name).read_bytes() for name in files}
+    again = Failing()
+    again.asked = 10
+    evaluate_pairwise(ROWS, judge=again, **arguments)
+    assert again.asked == 13, "three of six outcomes are known"
+    assert not (tmp_path / "verdicts.partial.jsonl").exists()
+
+
+def test_no_verdict_is_left_on_other_answers(tmp_path: Path) -> None:
+    arguments = {"generate": Speaker(), "output_dir": tmp_path}
+    evaluate_pairwise(ROWS, judge=KeyFactJudge(), settings={"model": "m"}, **arguments)
+    with pytest.raises(Exception, match="no more"):
+        evaluate_pairwise(ROWS, judge=Failing(), settings={"model": "another"}, **arguments)
+    assert not (tmp_path / "summary.json").exists()
+    run = read_run(tmp_path)
+    assert not run.summary
+    assert {answers.outcome for answers in run.answers} == {""}
 
 
 def test_equal_prompts_are_answered_each_and_count_as_one_cluster(tmp_path: Path) -> None:

@@ -17,13 +17,13 @@ from preftune.errors import RequestError
 from preftune.evaluation.suites.asking import answer_both, ask, cut_off, ended, need_judge
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
+from preftune.evaluation.two_models.answers import write_results
 from preftune.evaluation.two_models.run import judge_rows
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.judges.prompt_and_reply import defused, final_match, unmarked
 from preftune.judges.protocol import decided, judge_name
 from preftune.statistics.intervals import share
 from preftune.statistics.paired import Comparison, by_group, compare_with_even, members_by
-from preftune.storage.jsonl import write_lines
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.context import Contest
@@ -94,7 +94,9 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     else:
         judged = judge_rows(answered, rows, judge=judge, path=folder / "judgements.jsonl", progress=contest.progress)
         games = [_three_labels(decided(one.base_first), decided(one.aligned_first)) for one in judged]
-    write_lines(folder / "verdicts.jsonl", ({"id": a.id, **g._asdict()} for a, g in zip(answered, games, strict=True)))
+    write_results(
+        folder / "verdicts.jsonl", ({"id": a.id, **g._asdict()} for a, g in zip(answered, games, strict=True))
+    )
     readable = [index for index, game in enumerate(games) if game.points]
     if not readable:
         raise RequestError(

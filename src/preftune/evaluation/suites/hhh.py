@@ -18,10 +18,11 @@ from preftune.errors import DatasetError
 from preftune.evaluation.suites.asking import need_models
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, hub_file, load_listed, look_at_some, missing_column
+from preftune.evaluation.two_models.answers import write_results
 from preftune.evaluation.two_models.pair_logps import Scores, score_both
 from preftune.progress import Counting
 from preftune.statistics.paired import Comparison, by_group, compare_shares, members_by
-from preftune.storage.jsonl import digest, write_lines
+from preftune.storage.jsonl import digest
 from preftune.types import PreferencePair
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
             "--suite_data."
         )
     rows, sides = [rows[i] for i in known], (base.at(known), aligned.at(known))
-    write_lines(folder / "verdicts.jsonl", _records(rows, known, base, aligned))
+    write_results(folder / "verdicts.jsonl", _records(rows, known, base, aligned))
     clusters = [digest(row["input"]) for row in rows]
 
     def compare(name: str, members: Sequence[int] | None, each: float, *, per_token: bool = False) -> Comparison:

@@ -18,11 +18,11 @@ from preftune.evaluation.suites.asking import answer_side, ask, cut_off, need_as
 from preftune.evaluation.suites.mt_bench_prompts import Reference, Templates, Turn
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows
+from preftune.evaluation.two_models.answers import write_results
 from preftune.generation.protocol import Kept, Side
 from preftune.generation.thoughts import split_thoughts
 from preftune.statistics.intervals import win_rate
 from preftune.statistics.paired import Comparison, by_group, compare_means, compare_win_rate, members_by
-from preftune.storage.jsonl import write_lines
 
 if TYPE_CHECKING:
     from preftune.evaluation.two_models.context import Contest
@@ -97,7 +97,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     questions = [_question(row, index, references, data) for index, row in enumerate(rows)]
     said = {side: _answers(contest, side, questions, folder / "answers.jsonl") for side in _SIDES}
     base, aligned = said["base"], said["aligned"]
-    write_lines(folder / "generations.jsonl", map(_generation, questions, base, aligned))
+    write_results(folder / "generations.jsonl", map(_generation, questions, base, aligned))
     single = _ask(
         contest, questions, ((base,), (aligned,)), templates, read=prompts.read_rating, kind="mt-bench-single-1"
     )
@@ -105,7 +105,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
     orders = ((base, aligned), (aligned, base))
     pairs = _ask(contest, questions, orders, templates, read=prompts.read_winner, kind="mt-bench-pair-1")
     outcomes = [_outcome(*winners) for _, *winners in pairs]
-    write_lines(folder / "verdicts.jsonl", _verdicts(questions, grades, outcomes))
+    write_results(folder / "verdicts.jsonl", _verdicts(questions, grades, outcomes))
     unread = sum(grade.base is None or grade.aligned is None for grade in grades)
     lost = sum(outcome is None for outcome in outcomes)
     return SuiteResult(

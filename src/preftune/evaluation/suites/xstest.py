@@ -17,11 +17,11 @@ from preftune.amounts import counted
 from preftune.evaluation.suites.asking import answer_both, ask
 from preftune.evaluation.suites.result import SuiteResult
 from preftune.evaluation.suites.sources import HubData, Row, look_at_some, missing_column, read_rows, text_of
+from preftune.evaluation.two_models.answers import write_results
 from preftune.evaluation.two_models.types import AnsweredRow
 from preftune.generation.protocol import Side
 from preftune.judges.prompt_and_reply import defused, final_match, objects_read, unmarked
 from preftune.statistics.paired import Better, Comparison, by_group, compare_shares, members_by
-from preftune.storage.jsonl import write_lines
 from preftune.text_quality.single_answer import look_at
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def run(contest: Contest, *, data: str | Path | None, limit: int | None, folder:
         {"id": row["id"], "type": row["type"], "label": row["label"], "base": b, "aligned": a}
         for row, b, a in zip(rows, base, aligned, strict=True)
     )
-    write_lines(folder / "verdicts.jsonl", records)
+    write_results(folder / "verdicts.jsonl", records)
     return SuiteResult(
         SUITE,
         comparisons=_comparisons(rows, base, aligned, contest.confidence),

@@ -7,7 +7,7 @@ eval/generations.partial.jsonl   one object per answer, while they are made; aft
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial as partial_of
@@ -73,10 +73,21 @@ def answer_rows(
     others = [line for store in stores.values() for key, line in store.known.items() if key not in wanted]
     if others:
         write_lines(partial, others)  # before `path` is replaced, which holds them until then
-    write_lines(path, (answer.to_dict() for answer in answered))
+    write_results(path, (answer.to_dict() for answer in answered))
     if not others:
         partial.unlink(missing_ok=True)
     return [row.with_thoughts() for row in answered] if thoughts else answered
+
+
+def write_results(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces answers or outcomes in the folder of an evaluation. Where they differ from the earlier ones, the
+    `summary.json` next to them is of the earlier ones and is removed, so that a run that ends before its own summary
+    leaves no verdict on other answers.
+    """
+    lines = [dict(record) for record in records]
+    if list(read_lines(path)) != lines:
+        path.with_name("summary.json").unlink(missing_ok=True)
+    write_lines(path, lines)
 
 
 def missing_rows(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from preftune.evaluation.two_models.answers import Progress, answer_rows
+from preftune.evaluation.two_models.answers import Progress, answer_rows, write_results
 from preftune.evaluation.two_models.summary import Summary, summarise
 from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, Outcome
 from preftune.evaluation.two_models.verdict_record import write_summary
@@ -29,7 +29,7 @@ from preftune.judges.protocol import (
 )
 from preftune.judges.registry import as_judge
 from preftune.statistics.confidence_sequence import anytime_interval
-from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, write_lines
+from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines
 
 
 def evaluate_pairwise(
@@ -115,14 +115,16 @@ def judge_rows(
     counted.
 
     Args:
-        path: where the outcomes are written; a judge with a `cache_key` finds its earlier ones there.
+        path: where the outcomes are written when all are known; a judge with a `cache_key` finds its earlier ones
+            there, and those of a run that was stopped in NAME.partial.jsonl.
         again: ask once more what could not be read in an earlier run.
     """
     symmetric = bool(getattr(judge, "symmetric", False))
     keys = _outcome_keys(answered, rows, judge)
     known: dict[str, dict[str, Any]] = {}
     if path is not None:
-        records = [record for record in read_lines(path) if _is_outcome(record)]
+        partial = path.with_name(f"{path.stem}.partial.jsonl")
+        records = [record for file in (path, partial) for record in read_lines(file) if _is_outcome(record)]
         known = {r["key"]: r for r in records if not (again and r.get("unjudged"))}
     open_rows = [
         number
@@ -146,13 +148,14 @@ def judge_rows(
         if not at_once:
             report(len(fresh), len(open_rows))
             if path is not None and keys[part[0]]:
-                append_lines(path, [fresh[n].to_dict() for n in part])
+                append_lines(partial, [fresh[n].to_dict() for n in part])
     judged = [
         fresh[number] if number in fresh else _without_asking(answer.id, key, known)
         for number, (answer, key) in enumerate(zip(answered, keys, strict=True))
     ]
     if path is not None:
-        write_lines(path, (item.to_dict() for item in judged))
+        write_results(path, (item.to_dict() for item in judged))
+        partial.unlink(missing_ok=True)
     return judged
 
 

@@ -110,7 +110,8 @@ def read_run(folder: str | Path, *, name: str | None = None) -> Run:
     else:
         summary = _object(evaluation / "summary.json", missing, path)
         generations = _lines(evaluation / "generations.jsonl", missing, path)
-        verdicts = _lines(evaluation / "verdicts.jsonl", missing, path)
+        # without a summary, an evaluation did not end, and outcomes may be of earlier answers
+        verdicts = _lines(evaluation / "verdicts.jsonl", missing, path) if summary else []
     history = evaluation / "history.jsonl"
     return Run(
         name=name or path.resolve().name,
