@@ -162,6 +162,7 @@ def converted(folder: Path, text: str, capsys: Any) -> tuple[str, dict[str, Any]
             {
                 "beta": 0.05, "lora_r": 32, "load_in_8bit": True, "max_length": 4096, "num_train_epochs": 4,
                 "per_device_train_batch_size": 2, "eval_fraction": 0.05, "dataset_name": ["some/pairs"],
+                "columns": ["prompt=conversation"], "dataset_train_split": "train",
             },
             ["chat_template", "flash_attention", "evals_per_epoch", "special_tokens", "datasets: type"],
         ),
@@ -262,8 +263,8 @@ def test_what_is_no_recipe_of_theirs(text, words, tmp_path):
         (LLAMA_FACTORY_KTO + "pref_ftx: 0.2\n", "pref_ftx"),
         (LLAMA_FACTORY_KTO + "eval_dataset: one,two\n", "eval_dataset: two"),
         (
-            "base_model: m\nrl: dpo\ndatasets:\n  - {path: a, split: train}\n  - {path: b, split: train_2}\n",
-            "datasets: split train, train_2",
+            "base_model: m\nrl: dpo\ndatasets:\n  - {path: a}\ntest_datasets:\n  - {path: b, name: c}\n",
+            "test_datasets: name c",
         ),
         (
             "base_model: m\nrl: dpo\ndatasets:\n  - {path: a}\ntest_datasets:\n  - {path: b}\n  - {path: c}\n",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from preftune.cli.recipes.carried import Carried, adapter
+from preftune.cli.recipes import axolotl_data
+from preftune.cli.recipes.carried import Carried, adapter, continued
 from preftune.errors import RequestError
 
 _METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,6 +39,8 @@ _NAMES = {
     "peft_use_dora": "use_dora",
     "peft_use_rslora": "use_rslora",
     "lora_modules_to_save": "lora_modules_to_save",
+    "lora_target_parameters": "lora_target_parameters",
+    "revision_of_model": "model_revision",
     "wandb_name": "run_name",
 }
 _LOST = {
@@ -50,6 +53,8 @@ _LOST = {
     "chat_template": "The model's own chat template is used.",
     "special_tokens": "The model's own special tokens are used.",
     "tokenizer_type": "The tokenizer is the model's own.",
+    "tokenizer_config": "The tokenizer is the model's own.",
+    "rl_adapter_ref_model": "The reference of an adapter is the adapter as it was received.",
     "model_type": "The class follows from the model's config.",
     "dataset_prepared_path": "Token ids are cached by content.",
     "wandb_project": "Set WANDB_PROJECT, and report_to: wandb.",
@@ -88,7 +93,7 @@ def read(values: Mapping[str, Any]) -> Carried:
     if method == "simpo" and likelihood:  # theirs is TRL's CPOTrainer, which adds the likelihood unless this is 0
         carried.settings["rpo_alpha"] = likelihood
     _adapter(carried)
-    _data(carried)
+    axolotl_data.read(carried)
     for name in ("bf16", "fp16"):
         if str(carried.left.get(name)).lower() in ("auto", "full"):
             carried.take(name)  # the precision policy chooses
@@ -109,29 +114,12 @@ def _adapter(carried: Carried) -> None:
         carried.take("lora_target_modules"),
         carried.take("lora_target_linear"),
     )
-    if kind is None:
-        return
-    carried.settings["use_peft"] = True
-    adapter(carried, rank=rank, targets=None if linear else targets, **options)
-    if kind == "qlora":
-        carried.settings["load_in_4bit"] = True
-
-
-def _data(carried: Carried) -> None:
-    for key in ("datasets", "test_datasets"):
-        entries = [entry for entry in carried.take(key, []) if isinstance(entry, Mapping)]
-        places = [str((entry.get("data_files") or [entry.get("path")])[0]) for entry in entries]
-        if not places:
-            continue
-        splits = sorted({str(entry["split"]) for entry in entries if entry.get("split")})
-        if key == "test_datasets":
-            carried.held_out(places, key)
-        else:
-            carried.settings["dataset_name"] = places
-            if len(splits) == 1:
-                carried.settings["dataset_train_split"] = splits.pop()
-        if splits:
-            carried.lost[f"{key}: split {', '.join(splits)}"] = "Write it as dataset_train_split or dataset_test_split."
-        kinds = sorted({str(entry["type"]) for entry in entries if entry.get("type")})
-        if kinds:
-            carried.lost[f"{key}: type {', '.join(kinds)}"] = "The shape of the rows is recognised (format names it)."
+    if kind is not None:
+        carried.settings["use_peft"] = True
+        adapter(carried, rank=rank, targets=None if linear else targets, **options)
+        if kind == "qlora":
+            carried.settings["load_in_4bit"] = True
+    for bits in ("load_in_4bit", "load_in_8bit"):
+        if carried.take(bits):
+            carried.settings[bits] = True
+    continued(carried, "lora_model_dir", trains_adapter=kind is not None)

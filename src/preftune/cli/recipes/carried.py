@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from preftune.errors import RequestError
 from preftune.zero_stages import as_fsdp
 
 
@@ -98,3 +100,45 @@ def adapter(carried: Carried, *, rank: Any, alpha: Any, dropout: Any, targets: A
     names = [name.strip() for name in names if name.strip()]
     if names and names not in (["all"], ["all-linear"]):
         carried.settings["lora_target_modules"] = names
+
+
+def continued(carried: Carried, key: str, *, trains_adapter: bool, fresh: bool = False) -> None:
+    """Carries over the key of an adapter that is trained further: it is preftune's model, on the recipe's own base.
+
+    Its rank, scale and targets are those that it was saved with.
+
+    Args:
+        trains_adapter: whether the recipe trains an adapter, and not all weights.
+        fresh: whether the adapter is merged into its base, and a new one is trained.
+    Raises: RequestError for several adapters, and for one that has to be merged first.
+    """
+    given = carried.take(key)
+    if given is None:
+        return
+    names = given.split(",") if isinstance(given, str) else [str(one) for one in given]
+    names = [name.strip() for name in names if name.strip()]
+    if len(names) > 1 or fresh or not trains_adapter:
+        merged, last = (names, None) if fresh or not trains_adapter else (names[:-1], names[-1])
+        then = f"keep {key}: {last}" if last else f"leave out {key}{' and create_new_adapter' * fresh}"
+        raise RequestError(
+            f"{key}: {', '.join(names)} means that {' and '.join(merged)} must be merged into the base "
+            f"before training. Do it first: preftune merge {shlex.quote(merged[0])} -o MERGED. Then write "
+            f"MERGED as the model of this recipe, {then}, and convert it again."
+        )
+    (name,) = names
+    bits = next((one for one in ("load_in_4bit", "load_in_8bit") if carried.settings.pop(one, None)), None)
+    for own in [
+        own for own in carried.settings if own == "use_peft" or own.startswith(("lora_", "use_dora", "use_rs"))
+    ]:
+        del carried.settings[own]
+    for own in ("use_dora", "use_rslora", "peft_use_dora", "peft_use_rslora", "lora_modules_to_save"):
+        carried.take(own)
+    base = carried.take("model_name_or_path") or carried.take("base_model")
+    carried.settings |= {"model_name_or_path": name, "base_model": base}
+    if bits:
+        carried.settings["model_init_kwargs"] = {bits: True}  # as flags they would ask for a new adapter
+    reference = " The reference is the adapter as it is now, not the model without it."
+    carried.lost[f"{key}: as a key of its own"] = (
+        f"{name} is trained further as model_name_or_path, on base_model, with the rank and scale that it was saved "
+        f"with.{reference * (carried.command in ('dpo', 'kto', 'ppo'))}"
+    )

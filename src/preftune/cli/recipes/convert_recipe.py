@@ -72,5 +72,5 @@ def _lose(carried: Carried, name: str) -> bool:
 
 def _text(carried: Carried, source: str) -> str:
     lines = [f"# {Path(source).name} for: preftune {carried.command} --config THIS_FILE"]
-    lines += [f"# not carried over: {key}: {reason}" for key, reason in carried.lost.items()]
+    lines += [" ".join(f"# not carried over: {key}: {reason}".split()) for key, reason in carried.lost.items()]
     return "\n".join(lines) + "\n" + yaml.safe_dump(carried.settings, sort_keys=False, allow_unicode=True)

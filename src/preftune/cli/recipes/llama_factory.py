@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.cli.recipes.carried import Carried, adapter
+from preftune.cli.recipes import llama_factory_data
+from preftune.cli.recipes.carried import Carried, adapter, continued
 from preftune.errors import RequestError
 
 _COMMANDS = {"dpo": "dpo", "kto": "kto", "sft": "sft", "rm": "reward", "ppo": "ppo"}
@@ -41,6 +41,8 @@ _LOST = {
     "ddp_timeout": "Ranks exchange gradients after the backward pass.",
     "do_eval": "Evaluation follows from eval_strategy.",
     "media_dir": "Only text is trained.",
+    "reward_model_type": "What reward_model is, its folder says.",
+    "reward_model_adapters": "Name the folder of the reward model's adapter as reward_model.",
     "freeze_trainable_layers": "Layers are not frozen one by one.",
 }
 
@@ -64,7 +66,8 @@ def read(values: Mapping[str, Any], folder: Path) -> Carried:
     carried.command = _COMMANDS[stage]
     _loss(carried, stage)
     _adapter(carried)
-    _data(carried, folder)
+    llama_factory_data.read(carried, folder)
+    _reference(carried)
     if ratio := carried.take("warmup_ratio"):
         carried.settings["warmup_steps"] = ratio
     if carried.take("disable_gradient_checkpointing"):
@@ -114,6 +117,8 @@ def _adapter(carried: Carried) -> None:
     }
     alpha = carried.take("lora_alpha", 2 * int(options["rank"]))
     if kind != "lora":
+        continued(carried, "adapter_name_or_path", trains_adapter=False)
+        carried.take("create_new_adapter")
         if kind != "full":
             carried.lost["finetuning_type"] = f"{kind}: only lora and full have a counterpart; all weights are trained."
         return
@@ -121,50 +126,24 @@ def _adapter(carried: Carried) -> None:
     adapter(carried, alpha=alpha, **options)
     if bits is not None:
         carried.settings["load_in_4bit" if int(bits) == 4 else "load_in_8bit"] = True
+    fresh = bool(carried.take("create_new_adapter"))
+    continued(carried, "adapter_name_or_path", trains_adapter=True, fresh=fresh)
 
 
-def _data(carried: Carried, folder: Path) -> None:
-    listed = Path(str(carried.take("dataset_dir", "data")))
-    known = _dataset_info(listed if listed.is_absolute() else folder / listed, folder)
-    samples = carried.take("max_samples")
-    for key in ("dataset", "eval_dataset"):
-        names = carried.take(key)
-        names = [one.strip() for one in names.split(",")] if isinstance(names, str) else list(names or [])
-        places = [_place(name, known, carried) for name in names]
-        if places and key == "dataset":
-            carried.settings["dataset_name"] = places
-        elif places:
-            carried.held_out(places, key)
-    if samples:
-        carried.settings["dataset_train_split"] = f"train[:{samples}]"
-
-
-def _dataset_info(*folders: Path) -> dict[str, Any]:
-    for folder in folders:
-        file = folder / "dataset_info.json"
-        if file.is_file():
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise RequestError(
-                    f"{file} is not JSON ({error}). Correct it, or name the data with --data."
-                ) from error
-            return {name: {**entry, "_folder": folder} for name, entry in found.items() if isinstance(entry, dict)}
-    return {}
-
-
-def _place(name: str, known: Mapping[str, Any], carried: Carried) -> str:
-    entry = known.get(name)
-    if entry is None:
-        carried.lost[f"dataset {name}"] = "No dataset_info.json that was found lists it: write its path or hub id."
-        return name
-    columns = {theirs: column for theirs, column in (entry.get("columns") or {}).items() if isinstance(column, str)}
-    ours = {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected", "messages": "messages", "kto_tag": "label"}
-    renamed = [f"{ours[theirs]}={column}" for theirs, column in columns.items() if ours.get(theirs, column) != column]
-    if renamed and carried.settings.setdefault("columns", renamed) != renamed:
-        carried.lost[f"columns of {name}"] = (
-            f"Those of another dataset are used; those of this one are {', '.join(renamed)}."
+def _reference(carried: Carried) -> None:
+    """`ref_model`: preftune's commands take the reference from the model that is trained."""
+    model = carried.left.get("model_name_or_path")
+    other = carried.take("ref_model")
+    if other is not None and (other != model or "base_model" in carried.settings):
+        carried.lost["ref_model"] = (
+            f"{other} is NOT the reference: preftune's commands take the model as it is before training. Another "
+            "reference is given in Python: DPOTrainer(model=..., ref_model=...)."
         )
-    if "file_name" in entry:
-        return str(Path(entry["_folder"]) / entry["file_name"])
-    return str(entry.get("hf_hub_url", name))
+    if adapters := carried.take("ref_model_adapters"):
+        carried.lost["ref_model_adapters"] = (
+            f"{adapters} is NOT part of the reference, which is the model as it is before training. Merge it (preftune "
+            "merge) and give the result in Python: DPOTrainer(model=..., ref_model=...)."
+        )
+    for name in ("ref_model_quantization_bit", "reward_model_quantization_bit"):
+        if carried.take(name):
+            carried.lost[name] = "A reference or reward model is loaded in the precision of the policy."
