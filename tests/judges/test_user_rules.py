@@ -145,10 +145,29 @@ def test_a_rule_that_fails_names_itself_and_the_prompt(tmp_path: Path) -> None:
         judge_all(KeyFactJudge(), [Question("q", "x", "y", {})])
 
 
+async def waits(prompt, answer_a, answer_b, row):
+    return "a"
+
+
+class Waits:
+    async def __call__(self, prompt, answer, row):
+        return 1.0
+
+
+@pytest.mark.parametrize("rule", [waits, Waits()])
+def test_an_async_rule_is_refused(rule) -> None:
+    """Its coroutine was taken for the verdict, with a RuntimeWarning."""
+    with pytest.raises(RequestError, match=r"is an async function.* Write def in place of async def"):
+        adapted(rule)
+
+
 def test_a_verdict_of_the_other_kind_says_what_it_would_be() -> None:
-    for answer in (7.5, 1, True, -0.1, float("nan")):
+    for answer in (7.5, 1, -0.1, float("nan")):
         with pytest.raises(RequestError, match=r"from 0\.0 to 1\.0 .*is a scorer: it takes \(prompt, answer, row\)"):
             judge_all(lambda prompt, a, b, row, said=answer: said, [Question("q", "x", "y")])
+    with pytest.raises(RequestError, match=r"answered True.*True and False do not name an answer") as caught:
+        judge_all(lambda prompt, a, b, row: True, [Question("q", "x", "y")])
+    assert "scorer" not in str(caught.value)
     with pytest.raises(RequestError, match=r"answered 'a'.*takes \(prompt, answer_a, answer_b, row\)"):
         as_judge(lambda prompt, answer, row: "a")("q", "x", "y", {})
 

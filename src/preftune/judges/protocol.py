@@ -76,11 +76,14 @@ def checked(judgement: object, judge: Judge) -> Graded:
     plain = _plain(judgement)
     if isinstance(plain, float) and is_graded(plain):
         return plain
-    number = isinstance(plain, int | float)
-    scorer = " A function that rates one answer is a scorer: it takes (prompt, answer, row)." if number else ""
+    more = ""
+    if isinstance(plain, bool):
+        more = ' True and False do not name an answer: return "a" if a is better, "b" if b is.'
+    elif isinstance(plain, int | float):
+        more = " A function that rates one answer is a scorer: it takes (prompt, answer, row)."
     raise RequestError(
         f'Judge {judge_name(judge)!r} answered {shown(judgement)}; a judge answers "a", "b" or "tie", or the '
-        f"probability that answer a is better as a number from 0.0 to 1.0 (of type float).{scorer}"
+        f"probability that answer a is better as a number from 0.0 to 1.0 (of type float).{more}"
     )
 
 

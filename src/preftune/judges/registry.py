@@ -1,7 +1,8 @@
 """Makes a judge from the value of `--judge`, for `label`, `eval` and `judge-check`.
 
 exact, key-fact, shorter, longer    rules that ship with preftune
-rule:MODULE:FUNCTION                a Python function of the user: compares two answers, or scores one
+rule:MODULE:FUNCTION                a Python function of the user: compares two answers, or scores one; MODULE may be
+                                    the path of a .py file
 reward:MODEL                        a sequence classifier with one label; reward:A,B,C is an ensemble of several
 openai:MODEL@BASE_URL               a chat model at an OpenAI-compatible address
 local:MODEL                         a chat model of transformers on this machine
@@ -22,7 +23,8 @@ from preftune.judges.exact_match import ExactJudge
 from preftune.judges.from_scores import TIE_WITHIN, ScoreJudge
 from preftune.judges.protocol import Judge, Scorer, finite_score, judge_name
 from preftune.judges.rules import KeyFactJudge, LengthJudge
-from preftune.judges.user_rules import adapted, load_rule
+from preftune.judges.user_rules import adapted
+from preftune.user_functions import load_function
 
 if TYPE_CHECKING:
     from preftune.generation.endpoint.budget import Budget
@@ -233,7 +235,8 @@ class RememberedRule:
 
 
 def load_judge(spec: str) -> Judge:
-    """A rule: one of `RULES` by name, or `rule:module:function` for a function of the user.
+    """A rule: one of `RULES` by name, or `rule:module:function` or `rule:file.py:function` for a
+    function of the user.
 
     The module is searched in the current folder too; a class is called without arguments to make the judge.
 
@@ -242,10 +245,10 @@ def load_judge(spec: str) -> Judge:
     if spec in RULES:
         return RULES[spec]()
     kind, _, rest = spec.partition(":")
-    module_name, _, attribute = rest.partition(":")
-    if kind != "rule" or not module_name or not attribute:
+    place, _, attribute = rest.rpartition(":")
+    if kind != "rule" or not place or not attribute:
         raise RequestError(
-            f"Unknown judge {spec!r}. Use {', '.join(RULES)}, or rule:module:function, for example "
-            "rule:my_rules:prefer_polite for the function prefer_polite in my_rules.py."
+            f"Unknown judge {spec!r}. Use {', '.join(RULES)}, rule:module:function or rule:file.py:function, for "
+            "example rule:my_rules.py:prefer_polite for the function prefer_polite in my_rules.py."
         )
-    return cast(Judge, load_rule(module_name, attribute, spec))
+    return cast(Judge, load_function(place, attribute, asked=f"Judge {spec!r}"))

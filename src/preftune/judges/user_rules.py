@@ -1,4 +1,4 @@
-"""The user's Python functions as judges and scorers: found by name, and checked by signature.
+"""The user's Python functions as judges and scorers: checked by signature.
 
     def prefer_polite(prompt, answer_a, answer_b, row):  # a judge: "a", "b", "tie", or the probability of a (0.8)
     def politeness(prompt, answer, row):                 # a scorer: a number, or None
@@ -8,18 +8,16 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
-import sys
 import types
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.judges.protocol import Judge, Scorer, judge_name
+from preftune.user_functions import ASYNC, is_async
 
 _ROWS = frozenset(
     "row record example sample item entry fields columns meta metadata extra extras info context data kwargs".split()
@@ -53,6 +51,8 @@ def adapted(rule: Judge | Scorer | Any) -> Rule:
 
     Raises: RequestError for a signature that fits neither protocol, or both.
     """
+    if any(is_async(one) for one in (rule, getattr(rule, "judge_all", None), getattr(rule, "score_all", None))):
+        raise RequestError(f"Rule {judge_name(rule)!r} is {ASYNC}")
     known = getattr(rule, "scores_one", None)
     if isinstance(known, bool):
         return Rule(rule, known)
@@ -141,37 +141,3 @@ class WithoutRow:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._rule, name)
-
-
-def load_rule(module_name: str, attribute: str, spec: str) -> Any:
-    """The function, or an instance of the class, `attribute` of a module, which may lie in the current folder.
-
-    Raises: RequestError naming what could not be found.
-    """
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # a module that exits would look like success
-        if isinstance(error, SystemExit) and type(error) is not SystemExit:
-            raise  # a signal that stops the command
-        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
-        if missing and (module_name + ".").startswith(missing + "."):
-            raise RequestError(
-                f"Judge {spec!r}: no Python module {module_name!r} can be imported (looked in {folder} too). "
-                f"Run from the folder that holds {module_name}.py, or install it."
-            ) from error
-        raise RequestError(
-            f"Judge {spec!r}: importing {module_name!r} ended in {type(error).__name__}: {error}. Correct that module: "
-            f"python -c 'import {module_name}' shows where it happens."
-        ) from error
-    finally:
-        sys.path.remove(folder)
-    found = getattr(module, attribute, None)
-    if found is None:
-        public = [n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n))]
-        raise RequestError(f"Judge {spec!r}: {module_name} has no {attribute!r} (it has: {', '.join(public) or '-'}).")
-    judge = found() if inspect.isclass(found) else found
-    if not callable(judge):
-        raise RequestError(f"Judge {spec!r}: {attribute} is not a function (it is {type(found).__name__}).")
-    return cast(Any, judge)

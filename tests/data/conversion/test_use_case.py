@@ -33,7 +33,8 @@ def source(tmp_path: Path) -> Path:
         "def coast(row):\n    return 'coast' in row['text']['prompt'] and row['lang'] == 'y'\n"
         "def number(row):\n    return 1\n"
         "def broken(row):\n    return row['nothing']\n"
-        "constant = 3\n",
+        "constant = 3\n"
+        "async def waits(row):\n    return True\n",
         encoding="utf-8",
     )
     return path
@@ -81,9 +82,11 @@ def test_a_rule_sees_the_row_and_its_texts(source: Path, monkeypatch: pytest.Mon
         (["--rule", "FILE:number"], "returns 1. Return True to keep the row, or False."),
         (["--rule", "FILE:broken"], "row 0: --rule"),
         (["--rule", "FILE:broken"], "fails (KeyError: 'nothing'). Correct the rule."),
-        (["--rule", "FILE:constant"], "has no function 'constant'"),
+        (["--rule", "FILE:constant"], "constant is not a function (it is int)"),
+        (["--rule", "FILE:nothing"], "has no 'nothing' (it has: "),
+        (["--rule", "FILE:waits"], "waits is an async function"),
         (["--rule", "FILE"], "write MODULE:FUNCTION or FILE.py:FUNCTION"),
-        (["--rule", "no_such_module:f"], "no_such_module cannot be imported"),
+        (["--rule", "no_such_module:f"], "no Python module 'no_such_module' can be imported"),
         (["--rule", "nofile.py:f"], "there is no file nofile.py"),
         (["--topic", "billing", "--streaming"], "is streamed, and --topic and --rule read its own columns"),
         (["--keyword", "unheard"], "Nothing is left to write (4: none of the --keyword words is in the prompt)"),

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from preftune.workers import Pool
 
 JUDGE_FORMS = (
-    "openai:MODEL@BASE_URL, local:MODEL (a chat model on this machine), reward:MODEL, rule:MODULE:FUNCTION (four "
-    "arguments: compares two answers; three: scores one), exact, key-fact, shorter or longer"
+    "openai:MODEL@BASE_URL, local:MODEL (a chat model on this machine), reward:MODEL, rule:MODULE:FUNCTION or "
+    "rule:FILE.py:FUNCTION (four arguments: compares two answers; three: scores one), exact, key-fact, shorter or "
+    "longer"
 )
 """For help pages."""
 

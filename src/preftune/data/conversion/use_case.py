@@ -9,20 +9,17 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.data.chat.messages import text_of
 from preftune.errors import ConfigError, DatasetError
 from preftune.text_quality.languages import language_of
 from preftune.types import PreferencePair
+from preftune.user_functions import load_function
 
 if TYPE_CHECKING:
     from preftune.data.pairs.dataset import PairDataset
@@ -124,23 +121,8 @@ def _loaded(spec: str) -> Callable[[Mapping[str, Any]], Any]:
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise ConfigError(f"--rule {spec}: write MODULE:FUNCTION or FILE.py:FUNCTION.")
-    try:
-        if place.endswith(".py"):
-            made = importlib.util.spec_from_file_location(Path(place).stem, place)
-            if made is None or made.loader is None or not Path(place).is_file():
-                raise ConfigError(f"--rule {spec}: there is no file {place}.")
-            module = importlib.util.module_from_spec(made)
-            made.loader.exec_module(module)
-        else:
-            if "" not in sys.path:
-                sys.path.insert(0, "")
-            module = importlib.import_module(place)
-    except ImportError as error:
-        raise ConfigError(f"--rule {spec}: {place} cannot be imported ({error}). Check its name.") from error
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise ConfigError(f"--rule {spec}: {place} has no function {name!r}.")
-    return found  # type: ignore[no-any-return]
+    found: Callable[[Mapping[str, Any]], Any] = load_function(place, name, asked=f"--rule {spec}", error=ConfigError)
+    return found
 
 
 def _said(rule: Callable[[Mapping[str, Any]], Any], raw: Any, pair: PreferencePair, where: str, spec: str) -> bool:
