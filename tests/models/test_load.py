@@ -14,6 +14,7 @@ from huggingface_hub import errors as hub_errors
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from preftune.errors import ModelError
+from preftune.hub import Unreachable
 from preftune.models import adapter_base, is_adapter_folder, load_model, load_tokenizer
 from preftune.models import locate as locating
 from preftune.models.locate import _Answer, locate
@@ -149,7 +150,8 @@ def test_offline_the_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
         raise hub_errors.OfflineModeIsEnabled("offline mode is on")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", refuse)
-    with pytest.raises(ModelError, match=r"hub could not be reached .*offline mode.*give its path"):
+    said = r"hub could not be reached \(HF_HUB_OFFLINE is set\)\..* Unset HF_HUB_OFFLINE, or copy .* give its path"
+    with pytest.raises(ModelError, match=said):
         load_model("somebody/some-model")
     with pytest.raises(ModelError, match="hub could not be reached"):
         load_tokenizer("somebody/some-model")
@@ -224,7 +226,8 @@ def test_an_unknown_architecture_is_reported(tmp_path: Path, shelf: Path) -> Non
     ],
 )
 def test_models_of_tutorials_are_known_offline(asked, meant, monkeypatch):
-    monkeypatch.setattr("preftune.models.locate._ask_hub", lambda *_: _Answer(unreachable="offline"))
+    answer = _Answer(unreachable=Unreachable("no route", "Connect"))
+    monkeypatch.setattr("preftune.models.locate._ask_hub", lambda *_: answer)
     with pytest.raises(ModelError, match=rf"Did you mean {meant}\?"):
         locate(asked)
     with pytest.raises(ModelError) as caught:

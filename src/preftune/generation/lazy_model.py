@@ -10,6 +10,7 @@ from typing import Any
 import xxhash
 
 from preftune.errors import ModelError
+from preftune.hub import unreachable
 from preftune.models.locate import Location, locate
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
@@ -185,17 +186,18 @@ def _files(path: Path) -> Iterator[Path]:
 def _commit(place: Location) -> str:
     from huggingface_hub import HfApi, errors, try_to_load_from_cache
 
+    hub = unreachable()
     if not place.local_files_only:
         http_error: Any = getattr(errors, "HTTPError", OSError)
         try:
             return str(HfApi().model_info(place.name, timeout=5.0).sha)
-        except (OSError, http_error):
-            pass  # it was there a moment ago; what is on this machine will be loaded
+        except (OSError, http_error) as error:  # it was there a moment ago; what is on this machine will be loaded
+            hub = unreachable(error)
     name = "adapter_config.json" if place.kind == "hub-adapter" else "config.json"
     found = try_to_load_from_cache(place.name, name)
     if not isinstance(found, str):
         raise ModelError(
-            f"{place.name} is not on this machine, and the hub cannot be reached. Connect to the internet, or copy the "
+            f"{place.name} is not on this machine, and the hub cannot be reached ({hub.why}). {hub.fix}, or copy the "
             "model's folder here and give its path."
         )
     return Path(found).parent.name

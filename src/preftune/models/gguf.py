@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from preftune.errors import ModelError
+from preftune.hub import unreachable
 from preftune.models.load import load_model, load_tokenizer, require_package
 from preftune.models.locate import holds_full_model, locate
 from preftune.models.quiet import quiet_transformers
@@ -74,9 +75,10 @@ def demo_model() -> str:
     try:
         locate(HUB_ID)
     except ModelError as error:
+        hub = unreachable()
         raise ModelError(
             f"The demo's model is not available: {cause.rstrip('.')}; {HUB_ID} is not in this machine's Hugging Face "
-            f"cache, and the hub cannot be reached. Run `{_INSTALL}`, or connect to the internet."
+            f"cache, and the hub cannot be reached ({hub.why}). {hub.fix}, or run `{_INSTALL}`."
         ) from error
     return HUB_ID
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from preftune.amounts import of_type
 from preftune.errors import ModelError
+from preftune.hub import Unreachable, unreachable
 from preftune.models.damage import ADAPTER_CONFIG, check_configs
 from preftune.storage.atomic import write_whole
 from preftune.storage.jsonl import read_object
@@ -229,8 +230,8 @@ def _locate_on_hub(name: str, revision: str | None) -> Location:
         known = f" Did you mean {' or '.join(likely)}?" if likely else ""
         raise ModelError(
             f"There is no local folder {name}, it is not in this machine's Hugging Face cache, and the hub could not "
-            f"be reached ({answer.unreachable}).{local}{known} Connect to the internet, or copy the model's folder "
-            "here and give its path."
+            f"be reached ({answer.unreachable.why}).{local}{known} {answer.unreachable.fix}, or copy the "
+            "model's folder here and give its path."
         )
     if answer.no_revision:
         raise ModelError(
@@ -247,7 +248,7 @@ def _locate_on_hub(name: str, revision: str | None) -> Location:
 @dataclass(frozen=True, slots=True)
 class _Answer:
     found: Literal["hub", "hub-adapter"] | None = None
-    unreachable: str = ""
+    unreachable: Unreachable | None = None
     no_revision: bool = False
 
 
@@ -270,7 +271,7 @@ def _ask_hub(name: str, revision: str | None, _minute: int) -> _Answer:
             "token has. Put the token alone there."
         ) from error
     except _network_errors() as error:
-        return _Answer(unreachable=_first_line(error))
+        return _Answer(unreachable=unreachable(error))
     files = {sibling.rfilename for sibling in info.siblings or ()}
     adapter = ADAPTER_CONFIG in files and "config.json" not in files
     return _Answer(found="hub-adapter" if adapter else "hub")
@@ -333,8 +334,3 @@ def _network_errors() -> tuple[type[Exception], ...]:
 
     http_error: Any = getattr(errors, "HTTPError", OSError)
     return (errors.OfflineModeIsEnabled, http_error, OSError)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:120].rstrip(".") if text else type(error).__name__

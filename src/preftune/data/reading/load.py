@@ -16,6 +16,7 @@ from preftune.data.reading.class_names import with_class_names
 from preftune.data.reading.files import KINDS, from_rows, kind_of, read_file
 from preftune.data.reading.text_files import READABLE, read_rows
 from preftune.errors import DatasetError, did_you_mean
+from preftune.hub import unreachable
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -302,10 +303,10 @@ def _ask_hub(source: str) -> None:
         cached = Path(datasets.config.HF_DATASETS_CACHE) / source.replace("/", "___")
         if cached.is_dir():
             return  # load_dataset falls back on what it has
+        found = unreachable(error)
         raise DatasetError(
-            f"{local} the hub cannot be asked for it ({type(error).__name__}: {' '.join(str(error).split())[:120]})."
-            f"{_near_known(source)} "
-            "Check the path, or the network connection; a dataset that was downloaded elsewhere can be given as a path."
+            f"{local} the hub cannot be asked for it ({found.why}).{_near_known(source)} Check the path. "
+            f"{found.fix}, or give the file or folder of a dataset that was downloaded elsewhere."
         ) from error
 
 
