@@ -12,7 +12,7 @@ import pytest
 
 from preftune.cli.deploy.verify import page
 from preftune.deploy import ServedEndpoint, Verification, export, read_manifest, serving
-from preftune.deploy.artefact import damaged_files
+from preftune.deploy.artefact import damage_of, damaged_files
 from preftune.deploy.card import licence_of
 from preftune.deploy.gguf import convert
 from preftune.deploy.served import pair_of
@@ -77,6 +77,17 @@ def test_hashes_of_prompts_are_copied_as_numbers(run: Path, secret: Path, tmp_pa
     assert list((tmp_path / "other").iterdir()) == []
 
 
+def test_a_file_that_is_missing_is_not_one_that_differs(run: Path, tmp_path: Path) -> None:
+    folder = export(run, tmp_path / "out", ["adapter"])[0].folder
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    (folder / "tokenizer.json").unlink()
+    assert damage_of(folder, manifest) == "tokenizer.json is missing"
+    (folder / "adapter_config.json").write_text("{}")
+    said = "tokenizer.json is missing, and adapter_config.json differs from the export"
+    assert damage_of(folder, manifest) == said
+
+
 def test_a_link_in_an_artefact_is_refused_and_the_hubs_cache_is_not(run: Path, secret: Path, tmp_path: Path) -> None:
     folder = export(run, tmp_path / "out", ["adapter"])[0].folder
     cached = tmp_path / "hub" / "models--me--aligned" / "snapshots" / "c0ffee"
@@ -87,6 +98,7 @@ def test_a_link_in_an_artefact_is_refused_and_the_hubs_cache_is_not(run: Path, s
     manifest = read_manifest(cached)
     assert manifest is not None
     assert damaged_files(cached, manifest) == []
+    assert damage_of(cached, manifest) == ""
     for name in ("README.md", "tokenizer.json"):
         (folder / name).unlink()
         (folder / name).symlink_to(secret)

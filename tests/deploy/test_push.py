@@ -163,7 +163,7 @@ def test_a_run_directory_and_a_changed_artefact_are_refused(hub: Hub, artefact: 
     assert "Export it first" in capsys.readouterr().err
     (artefact / "tokenizer.json").write_text("{}")
     assert main(["push", str(artefact), "--to", "me/aligned"]) == 2
-    assert "tokenizer.json differ from the export" in capsys.readouterr().err
+    assert "tokenizer.json differs from the export" in capsys.readouterr().err
     assert hub.created == []
 
 

@@ -156,7 +156,7 @@ def test_export_on_the_command_line_verifies_what_it_wrote(run: Path, tmp_path: 
     config = Path(out, "merged", "config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_theta": 3}))
     assert main(["verify", f"{out}/merged", "--against", str(run), "--limit", "1"]) == 1
-    assert "files: config.json differ from the export" in capsys.readouterr().out
+    assert "files: config.json differs from the export" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,19 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
     ]
 
 
+def damage_of(folder: Path, manifest: Manifest) -> str:
+    """What is wrong with the files of an artefact, as part of a sentence: missing ones, and those that differ."""
+    damaged = damaged_files(folder, manifest)
+    missing = [name for name in damaged if not (folder / name).is_file()]
+    changed = [name for name in damaged if name not in missing]
+    parts = []
+    if missing:
+        parts.append(f"{', '.join(missing[:3])} {'is' if len(missing) == 1 else 'are'} missing")
+    if changed:
+        parts.append(f"{', '.join(changed[:3])} {'differs' if len(changed) == 1 else 'differ'} from the export")
+    return ", and ".join(parts)
+
+
 def own_file(folder: Path, name: str) -> Path:
     """The path of a file of a folder.
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from preftune.deploy.artefact import MANIFEST, Manifest, damaged_files, own_file, read_manifest
+from preftune.deploy.artefact import MANIFEST, Manifest, damage_of, own_file, read_manifest
 from preftune.deploy.card import licence_of, set_licence
 from preftune.errors import ModelError, RequestError
 from preftune.log import printable
@@ -38,8 +38,8 @@ def push(folder: str | os.PathLike[str], repository: str, *, public: bool = Fals
             f"{place} is no artefact of preftune export: a run directory also holds settings and states that are not "
             "for the public. Export it first, and push one of the subfolders."
         )
-    if damaged := damaged_files(place, manifest):
-        raise RequestError(f"{', '.join(damaged[:3])} differ from the export. Export again, and push that.")
+    if damage := damage_of(place, manifest):
+        raise RequestError(f"{damage}. Export again, and push that.")
     manifest = _check_licence(place, manifest, licence, public)
     from huggingface_hub import HfApi, get_token
 

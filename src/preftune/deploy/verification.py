@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from preftune.amounts import counted
-from preftune.deploy.artefact import Manifest, damaged_files, read_manifest
+from preftune.deploy.artefact import Manifest, damage_of, read_manifest
 from preftune.deploy.distances import Figures, Scored, figures_of
 from preftune.deploy.files import check_base, check_gguf_ends, check_head, check_weights
 from preftune.deploy.ollama import faults_of_modelfile
@@ -89,8 +89,8 @@ def verify(
     manifest = None if folder is None else read_manifest(folder)
     found = Verification(str(getattr(artefact, "name", artefact)))
     found.form = form or _coarse_form(folder, manifest)
-    if folder is not None and manifest is not None and (damaged := damaged_files(folder, manifest)):
-        found.faults.append(Fault("files", f"{', '.join(damaged[:3])} differ from the export. Export again."))
+    if folder is not None and manifest is not None and (damage := damage_of(folder, manifest)):
+        found.faults.append(Fault("files", f"{damage}. Export again."))
         return found
     trained.base_name()  # an error, if it has none, before anything is loaded
     if manifest is not None and (other := _other_run(trained.run, manifest)):

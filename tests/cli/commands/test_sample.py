@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from preftune.evaluation.labelling.sample import read_samples
+from preftune.evaluation.labelling.sample import differences, read_samples
 from tests.cli.command import write_rows
 from tests.cli.endpoints import kill_when
 from tests.generation.chat_server import refusal, serving
@@ -159,3 +162,38 @@ def test_missing_things_are_named(preftune, tiny_model: str, lines: str, server,
     assert "refuses access (401: no key). Set the key in the environment variable OPENAI_API_KEY" in closed.message
     folder = preftune("sample", "--model", tiny_model, "--data", lines, "-o", tmp_path)
     assert "is a folder" in folder.message
+
+
+@pytest.mark.parametrize(("command", "kept"), [("sample", "x.jsonl"), ("eval", "x/generations.jsonl")])
+def test_a_stop_before_the_first_answer_promises_no_file(
+    command: str, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that the completions were kept in a file that does not exist."""
+    from preftune.cli.commands import eval as evaluation
+    from preftune.cli.commands import sample as sampling
+
+    def stop(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    def stopped() -> str:
+        asked = Namespace(output=str(tmp_path / "x.jsonl"), k=1, seed=0)
+        sample, nothing = partial(sampling._sample, asked, cast(Any, None)), cast(Any, None)
+        work = sample if command == "sample" else partial(evaluation._evaluated, asked, tmp_path / "x")
+        with pytest.raises(KeyboardInterrupt) as caught:
+            work(nothing)
+        return str(caught.value)
+
+    monkeypatch.setattr("preftune.evaluation.labelling.sample.sample", stop)
+    monkeypatch.setattr(evaluation, "_evaluate", stop)
+    assert "nothing is kept" in stopped()
+    (tmp_path / kept).parent.mkdir(exist_ok=True)
+    (tmp_path / kept).write_text("{}\n")
+    assert "so far are kept in" in stopped()
+
+
+def test_a_setting_of_several_models_is_named_once() -> None:
+    before, now = ({side: {"max_new_tokens": n} for side in ("base", "aligned", "gold")} for n in (8, 4))
+    assert differences({**before, "seed": 0}, {**now, "seed": 1}) == [
+        "max_new_tokens was 8 and is 4",
+        "seed was 0 and is 1",
+    ]

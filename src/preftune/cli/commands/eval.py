@@ -95,6 +95,8 @@ def _evaluated(
         raise KeyboardInterrupt(
             f"Stopped. The answers received so far are kept in {folder}, the verdicts in the cache; the same command "
             "continues from there."
+            if (folder / "generations.jsonl").is_file()
+            else "Stopped before the first answer, so nothing is kept."
         ) from None
 
 

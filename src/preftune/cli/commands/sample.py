@@ -186,4 +186,11 @@ def _sample(asked: argparse.Namespace, prompts: Prompts, generator: Answerer, *,
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"Stopped. The completions so far are kept in {asked.output}; the same command continues from there."
+            if _has_lines(asked.output)
+            else "Stopped before the first completion, so nothing is kept."
         ) from None
+
+
+def _has_lines(file: str) -> bool:
+    path = Path(file).expanduser()
+    return path.is_file() and path.stat().st_size > 0

@@ -249,7 +249,7 @@ def _resume(path: Path, settings: Mapping[str, Any], data: Mapping[str, Any]) ->
 
 
 def differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two settings, each as "temperature was 0.7 and is 0.9"."""
+    """What differs between two settings, each as "temperature was 0.7 and is 0.9", once for several models."""
     wanted = json.loads(json.dumps(wanted, default=str))  # as it looks when it has been written and read
     names = dict.fromkeys((*begun, *wanted))
     found = []
@@ -259,7 +259,7 @@ def differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
             found += differences(old, new)
         elif old != new:
             found.append(f"{name} was {old} and is {new}")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _seed(seed: int, prompt: Prompt, number: int) -> int:
