@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from record import RESULTS, provenance, rounded, write_result
 
+from preftune.statistics.clusters import Floats
 from preftune.statistics.confidence_sequence import anytime_interval
-from preftune.statistics.intervals import Floats, win_rate
+from preftune.statistics.intervals import win_rate
 from preftune.statistics.length_control import length_controlled
 from preftune.statistics.over_seeds import win_rate_over_seeds
 from preftune.statistics.profile_likelihood import sigmoid

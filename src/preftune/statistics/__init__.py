@@ -5,6 +5,7 @@ clustered by prompt.
 
     bradley_terry       scores of several models from comparisons between them
     calibration         reliability of a reward model's probabilities
+    clusters            the uncertainty of a mean over values that come in clusters
     confidence_sequence  an interval of a win rate that stays valid however often one looks
     intervals           win rates, means and shares with intervals; sample sizes; the verdict in words
     l1_logistic         logistic regression with an L1 penalty, cross-validated

@@ -15,8 +15,8 @@ import numpy as np
 from scipy.sparse.csgraph import connected_components
 
 from preftune.errors import DatasetError, RequestError
-from preftune.statistics.intervals import Floats, number_clusters, quantile
-from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid, spread_of
+from preftune.statistics.clusters import Floats, number_clusters, quantile
+from preftune.statistics.profile_likelihood import Fitted, allowed_drop, profile_interval, sigmoid, spread_of
 
 ELO_PER_NAT = 400 / math.log(10)
 ELO_CENTRE = 1000.0
@@ -246,18 +246,32 @@ def _interval(
     """The interval of one model's score: all values that are plausible given its comparisons.
 
     For two models and independent comparisons without ties this is the likelihood ratio interval of a rate, in
-    log-odds. The quantile is Student's, for the number of prompts on which the model was compared.
+    log-odds. The quantile is Student's, for the prompts whose comparisons move the score.
     """
-    involved_N = (contrast_M[games.first_N] != 0) | (contrast_M[games.second_N] != 0)
-    if not involved_N.any() or not contrast_M.any():
+    if not contrast_M.any():
         return 0.0, 0.0
+    models = len(score_M)
+    hessian_MM = _curvature(wins_MM, score_M) + np.full((models, models), 1 / models)
+    direction_M = np.linalg.solve(hessian_MM, contrast_M)
+    moves_N = direction_M[games.first_N] - direction_M[games.second_N]
+    # without a chain of comparisons back to both, others' comparisons say nothing, however many they are
+    involved_N = np.abs(moves_N) > 1e-9 * np.abs(moves_N).max()
     prompts = len(np.unique(games.prompt_N[involved_N]))
     if prompts < 2:  # one prompt says nothing about others
         return -math.inf, math.inf
-    effect = _design_effect(games, wins_MM, score_M, contrast_M, involved_N)
-    drop = quantile(confidence, prompts) ** 2 / 2
-    if effect is None:  # equal outcomes show no spread: each prompt counts as one, and the chance of that is exact
-        effect, drop = max(1.0, involved_N.sum() / prompts), max(drop, math.log(2 / (1 - confidence)))
+    towards_N = np.where(moves_N >= 0, games.outcome_N, 1 - games.outcome_N)[involved_N]
+    if np.ptp(towards_N) == 0:  # no spread is seen: each prompt counts as one, and the chance of that is exact
+        drop = max(quantile(confidence, prompts - 1) ** 2 / 2, math.log(2 / (1 - confidence)))
+        drop *= max(1.0, involved_N.sum() / prompts)
+    else:
+        residual_N = games.outcome_N - sigmoid(score_M[games.first_N] - score_M[games.second_N])
+        drop = allowed_drop(
+            (residual_N * moves_N)[involved_N],
+            games.prompt_N[involved_N].tolist(),
+            float(contrast_M @ direction_M),
+            spread=spread_of(towards_N),
+            confidence=confidence,
+        )
     seen_MM = _TINY * ((wins_MM + wins_MM.T) > 0) + wins_MM
 
     def tilted(tilt: float) -> Fitted:
@@ -265,26 +279,7 @@ def _interval(
         chance_MM = sigmoid(fitted_M[:, None] - fitted_M[None, :])
         return Fitted(float(contrast_M @ fitted_M), float((seen_MM * np.log(np.maximum(chance_MM, 1e-300))).sum()))
 
-    return profile_interval(tilted, drop=effect * drop)
-
-
-def _design_effect(
-    games: _Games, wins_MM: Floats, score_M: Floats, contrast_M: Floats, involved_N: Any
-) -> float | None:
-    """The design effect of ties and of prompts with several comparisons; None if all outcomes of the model are
-    equal.
-    """
-    signs_N = np.where(contrast_M[games.first_N] - contrast_M[games.second_N] >= 0, 1.0, -1.0)
-    towards_N = np.where(signs_N > 0, games.outcome_N, 1 - games.outcome_N)[involved_N]
-    if np.ptp(towards_N) == 0:
-        return None
-    models = len(score_M)
-    residual_N = games.outcome_N - sigmoid(score_M[games.first_N] - score_M[games.second_N])
-    slope_GM = np.zeros((games.prompts, models))
-    np.add.at(slope_GM, (games.prompt_N, games.first_N), residual_N)
-    np.add.at(slope_GM, (games.prompt_N, games.second_N), -residual_N)
-    hessian_MM = _curvature(wins_MM, score_M) + np.full((models, models), 1 / models)
-    return design_effect(slope_GM, hessian_MM, contrast_M, spread=spread_of(towards_N))
+    return profile_interval(tilted, drop=drop)
 
 
 def _curvature(wins_MM: Floats, score_M: Floats) -> Floats:

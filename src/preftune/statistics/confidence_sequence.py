@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from preftune.statistics.intervals import Floats, number_clusters, share
+from preftune.statistics.clusters import Floats, number_clusters
+from preftune.statistics.intervals import share
 
 _BET = 0.5
 """The largest part of the capital that one outcome can lose."""

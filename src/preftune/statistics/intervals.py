@@ -3,7 +3,8 @@
 Outcomes are numbers between 0 (the aligned model lost) and 1 (it won); a tie is 0.5, a judge's probability or its share
 of several votes is between. Several outcomes of one prompt
 (samples, judges) are no evidence about other prompts, so the prompt is the unit of all intervals in this module
-(cluster-robust standard error: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 2.2)."""
+(cluster-robust standard errors: Miller 2024, "Adding Error Bars to Evals", arXiv:2411.00640, section 2.2; with the
+corrections of `clusters` for few prompts, and for prompts with unequal numbers of outcomes)."""
 
 from __future__ import annotations
 
@@ -12,17 +13,15 @@ from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import bdtrc, stdtrit
+from scipy.special import bdtrc
 
 from preftune.amounts import counted
 from preftune.errors import DatasetError, RequestError
+from preftune.statistics.clusters import Clustered, Floats, Uncertainty, clustered, quantile
 from preftune.statistics.verdict_names import BAR, BELOW_BAR, BETTER, UNDECIDED, WORSE
-
-Floats: TypeAlias = NDArray[np.float64]
 
 POWER = 0.8
 """Power of the sample sizes: the probability of showing a difference that exists."""
@@ -68,68 +67,20 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-class _Clustered(NamedTuple):
-    """For each prompt: the sum and the number of its values."""
-
-    sums: Floats
-    counts: Floats
-
-    @property
-    def mean(self) -> float:
-        return float(self.sums.sum() / self.counts.sum())
-
-    @property
-    def variance(self) -> float:
-        """Cluster-robust variance of the mean, with the G/(G-1) correction; 0 for a single cluster."""
-        prompts = len(self.sums)
-        if prompts < 2:
-            return 0.0
-        residual_G = self.sums - self.mean * self.counts
-        return float(prompts / (prompts - 1) * np.square(residual_G).sum() / self.counts.sum() ** 2)
-
-
-def _cluster(values: Floats, clusters: Sequence[Hashable] | None) -> _Clustered:
-    index, prompts = number_clusters(len(values), clusters)
-    sums = np.bincount(index, weights=values, minlength=prompts).astype(np.float64)
-    return _Clustered(sums, np.bincount(index, minlength=prompts).astype(np.float64))
-
-
-def number_clusters(values: int, clusters: Sequence[Hashable] | None) -> tuple[NDArray[np.int64], int]:
-    """The number of each value's cluster, from 0 in order of appearance, and the number of clusters.
-
-    Raises: DatasetError unless there is one name per value.
-    """
-    if clusters is None:
-        return np.arange(values), values
-    if len(clusters) != values:
-        raise DatasetError(
-            f"{counted(values, 'value')} but {counted(len(clusters), 'cluster name')}: give one per value."
-        )
-    number: dict[Hashable, int] = {}
-    return np.array([number.setdefault(c, len(number)) for c in clusters], dtype=np.int64), len(number)
-
-
-def quantile(confidence: float, clusters: int) -> float:
-    """Student's two-sided quantile for a number of clusters. Raises: RequestError for an impossible confidence."""
-    if not 0.0 < confidence < 1.0:
-        raise RequestError(f"confidence={confidence} is not between 0 and 1. 0.95 is usual.")
-    return float(stdtrit(max(clusters - 1, 1), 0.5 + confidence / 2))
-
-
 def mean_interval(
     values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95
 ) -> MeanInterval:
-    """Mean of clustered values with a t interval on G - 1 degrees of freedom.
+    """Mean of clustered values with a t interval (`clusters.Clustered.uncertainty`).
 
     Equal values give an interval of zero width, so this is only for quantities without a natural range (lengths,
     differences); for rates use `win_rate` or `share`."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise DatasetError("There are no values to average. Give at least one.")
-    data = _cluster(array, clusters)
-    error = math.sqrt(data.variance)
-    half = quantile(confidence, len(data.sums)) * error if len(data.sums) > 1 else math.inf
-    return MeanInterval(data.mean, data.mean - half, data.mean + half, error)
+    data = clustered(array, clusters)
+    found = data.uncertainty(confidence)
+    half = found.width(confidence) if len(data.sums_G) > 1 else math.inf
+    return MeanInterval(data.mean, data.mean - half, data.mean + half, found.error)
 
 
 def wilson(rate: float, size: float, quantile: float) -> tuple[float, float]:
@@ -140,7 +91,7 @@ def wilson(rate: float, size: float, quantile: float) -> tuple[float, float]:
     return max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
 
 
-def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
+def _closed_form(data: Clustered, found: Uncertainty, confidence: float) -> tuple[float, float]:
     """Wilson's interval at the effective sample size m(1-m)/variance (Korn and Graubard 1998), with a t quantile.
 
     For independent wins and losses this is Wilson's interval; ties shrink it and repeated prompts widen it through the
@@ -148,14 +99,14 @@ def _closed_form(data: _Clustered, confidence: float) -> tuple[float, float]:
     normal quantile (no variance was estimated), and no interval has zero width. If all were won, or all lost, Wilson's
     interval is too narrow for few prompts (four coins fall alike in one of eight trials); the interval then reaches at
     least as far as the exact one (Clopper and Pearson 1934, Biometrika 26), so that it takes six to exclude 50%."""
-    return _interval(data.mean, data.variance, len(data.sums), confidence)
+    return _interval(data.mean, found, len(data.sums_G), confidence)
 
 
-def _interval(rate: float, variance: float, prompts: int, confidence: float) -> tuple[float, float]:
+def _interval(rate: float, found: Uncertainty, prompts: int, confidence: float) -> tuple[float, float]:
     if prompts == 1:
         return 0.0, 1.0  # one prompt says nothing about others
-    if variance > 1e-15:
-        return wilson(rate, rate * (1 - rate) / variance, quantile(confidence, prompts))
+    if found.variance > 1e-15:
+        return wilson(rate, rate * (1 - rate) / found.variance, quantile(confidence, found.freedom))
     low, high = wilson(rate, float(prompts), NormalDist().inv_cdf(0.5 + confidence / 2))
     exact = (0.5 - confidence / 2) ** (1 / prompts)
     return (min(low, exact) if rate == 1 else low), (max(high, 1 - exact) if rate == 0 else high)
@@ -179,10 +130,11 @@ def share(
         raise DatasetError("There are no values to average. Give at least one.")
     if not bool(((array >= 0) & (array <= 1)).all()):
         raise DatasetError("Outcomes must lie between 0 (lost) and 1 (won), 0.5 for a tie; found one outside.")
-    data = _cluster(array, clusters)
-    quantile(confidence, len(data.sums))  # refuses an impossible confidence
-    low, high = _closed_form(data, confidence)
-    return MeanInterval(data.mean, low, high, math.sqrt(data.variance))
+    quantile(confidence, 1)  # refuses an impossible confidence
+    data = clustered(array, clusters)
+    found = data.uncertainty(confidence)
+    low, high = _closed_form(data, found, confidence)
+    return MeanInterval(data.mean, low, high, found.error)
 
 
 def paired_shares(
@@ -201,7 +153,7 @@ def paired_shares(
     gained = share(np.maximum(change_N, 0), clusters, confidence=confidence)
     lost = share(np.maximum(-change_N, 0), clusters, confidence=confidence)
     low, high = _difference_interval(gained, lost)
-    error = math.sqrt(_cluster(change_N, clusters).variance)
+    error = clustered(change_N, clusters).uncertainty(confidence).error
     return MeanInterval(float(change_N.mean()), low, high, error)
 
 
@@ -297,7 +249,7 @@ def power(rate: float, prompts: int, *, confidence: float = 0.95) -> float:
 def _won_enough(won: int, prompts: int, confidence: float) -> bool:
     mean = won / prompts
     variance = mean * (1 - mean) / max(1, prompts - 1)
-    return _interval(mean, variance, prompts, confidence)[0] > 0.5
+    return _interval(mean, Uncertainty(variance, prompts - 1), prompts, confidence)[0] > 0.5
 
 
 def prompts_for(rate: float, *, confidence: float = 0.95, share: float = POWER) -> int | None:

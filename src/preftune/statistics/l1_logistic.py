@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from preftune.statistics.intervals import Floats
+from preftune.statistics.clusters import Floats
 from preftune.statistics.profile_likelihood import sigmoid
 
 STRENGTHS: tuple[float, ...] = tuple(10.0 ** (-4 + 8 * step / 9) for step in range(10))

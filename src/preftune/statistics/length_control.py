@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from preftune.errors import DatasetError, RequestError
-from preftune.statistics.intervals import Floats, number_clusters, quantile, win_rate
+from preftune.statistics.clusters import Floats, number_clusters
+from preftune.statistics.intervals import win_rate
 from preftune.statistics.l1_logistic import RIDGE, STRENGTHS, Rows, choose, fit, left_out_loss
-from preftune.statistics.profile_likelihood import Fitted, design_effect, profile_interval, sigmoid, spread_of
+from preftune.statistics.profile_likelihood import Fitted, allowed_drop, profile_interval, sigmoid, spread_of
 from preftune.storage.untrusted_json import at, number
 
 _ONE_SIDED = 0.95
@@ -131,7 +132,7 @@ def length_controlled(
     if plain.spread == 0 or prompts < 2:  # nothing to explain
         rate = plain.win_rate
     else:
-        low, high = _interval(rows, cluster_N, prompts, confidence)
+        low, high = _interval(rows, cluster_N, confidence)
     one_sided = plain.n > 1 and max((length_N > 0).mean(), (length_N < 0).mean()) > _ONE_SIDED
     return LengthControlled(
         win_rate=None if one_sided else rate,
@@ -188,7 +189,7 @@ def _at_equal_length(features_NP: Floats, coefficients_P: Floats) -> float:
     return float(sigmoid(level_NP @ coefficients_P).mean())
 
 
-def _interval(rows: Rows, cluster_N: Any, prompts: int, confidence: float) -> tuple[float, float]:
+def _interval(rows: Rows, cluster_N: Any, confidence: float) -> tuple[float, float]:
     """The plausible rates at equal length, by the constant's profile likelihood.
 
     There is no penalty on length here: the effect of length is uncertain too, and if length alone determines the
@@ -196,16 +197,22 @@ def _interval(rows: Rows, cluster_N: Any, prompts: int, confidence: float) -> tu
     features_NP, outcome_N, columns = rows.features_NP, rows.outcome_N, rows.features_NP.shape[1]
     fitted_P = fit(rows, 1.0, free=range(columns))
     chance_N = sigmoid(features_NP @ fitted_P)
-    slope_GP = np.zeros((prompts, columns))
-    np.add.at(slope_GP, cluster_N, (outcome_N - chance_N)[:, None] * features_NP)
     hessian_PP = (features_NP * (chance_N * (1 - chance_N))[:, None]).T @ features_NP + RIDGE * np.eye(columns)
-    effect = design_effect(slope_GP, hessian_PP, np.eye(columns)[0], spread=spread_of(outcome_N))
+    direction_P = np.linalg.solve(hessian_PP, np.eye(columns)[0])
+    drop = allowed_drop(
+        (outcome_N - chance_N) * (features_NP @ direction_P),
+        cluster_N.tolist(),
+        float(direction_P[0]),
+        spread=spread_of(outcome_N),
+        confidence=confidence,
+        parameters=columns,
+    )
 
     def tilted(tilt: float) -> Fitted:
         tilted_P = fit(rows, 1.0, free=range(columns), tilt=tilt, start=fitted_P)
         return Fitted(float(tilted_P[0]), -len(outcome_N) * _log_loss(outcome_N, sigmoid(features_NP @ tilted_P)))
 
-    ends = profile_interval(tilted, drop=effect * quantile(confidence, max(2, prompts - columns + 1)) ** 2 / 2)
+    ends = profile_interval(tilted, drop=drop)
     level = _at_equal_length(features_NP, fitted_P)
     shift = math.log(level / (1 - level)) - float(fitted_P[0])
     low, high = (float(sigmoid(np.array(end + shift))) for end in ends)

@@ -17,7 +17,8 @@ from scipy.special import stdtrit
 
 from preftune.amounts import counted
 from preftune.errors import DatasetError
-from preftune.statistics.intervals import Floats, WinRate, wilson, win_rate
+from preftune.statistics.clusters import Floats
+from preftune.statistics.intervals import WinRate, wilson, win_rate
 
 
 def win_rate_over_seeds(

@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from preftune.statistics.intervals import Floats, MeanInterval, WinRate, mean_interval, paired_shares
+from preftune.statistics.clusters import Floats
+from preftune.statistics.intervals import MeanInterval, WinRate, mean_interval, paired_shares
 
 Better: TypeAlias = Literal["higher", "lower"]
 

@@ -9,12 +9,12 @@ the drop is corrected by this factor (the design effect: Chandler and Bate 2007,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from preftune.statistics.intervals import Floats
+from preftune.statistics.clusters import Floats, clustered, quantile
 
 _WIDEST = 40
 """Number of doublings of the tilt before an end counts as open."""
@@ -79,20 +79,31 @@ def spread_of(outcomes: Floats) -> float:
     return float(4 * np.square(outcomes - 0.5).mean())
 
 
-def design_effect(slope_GP: Floats, hessian_PP: Floats, contrast_P: Floats, *, spread: float) -> float:
-    """The ratio of a contrast's variance to the one that the likelihood implies, from the slopes of G independent
-    groups.
+def allowed_drop(
+    influence_N: Floats,
+    clusters: Sequence[Hashable],
+    naive: float,
+    *,
+    spread: float,
+    confidence: float,
+    parameters: int = 1,
+) -> float:
+    """The drop of the log-likelihood that an interval allows: the design effect times half the squared quantile.
 
-    It is never below what ties and graded outcomes alone explain (`spread_of`). The slopes of a closely fitting model
-    would give less.
+    The design effect is the ratio of the estimate's variance to the one that the likelihood implies. Near its maximum
+    the estimate is a mean of one influence value per comparison, so the variance and its degrees of freedom are those
+    of a mean over clusters. The effect is never below what ties and graded outcomes alone explain (`spread_of`). The
+    influence values of a closely fitting model would give less.
 
     Args:
-        slope_GP: per prompt, the gradient of its log-likelihood.
-        hessian_PP: the curvature of the whole (positive definite).
+        influence_N: per comparison, by how much it moves the estimate: the gradient of its log-likelihood times the
+            inverse curvature of the whole times the contrast.
+        clusters: the prompts.
+        naive: variance that the likelihood implies.
         spread: of the outcomes, as `spread_of` gives it.
+        parameters: of the model, as `Clustered.uncertainty` takes them.
     """
-    groups = len(slope_GP)
-    direction_P = np.linalg.solve(hessian_PP, contrast_P)
-    naive = float(contrast_P @ direction_P)
-    robust = float(np.square((slope_GP - slope_GP.mean(axis=0)) @ direction_P).sum()) * groups / max(1, groups - 1)
-    return max(robust / naive if naive > 0 else 1.0, spread)
+    values = clustered(influence_N * len(influence_N), clusters)
+    found = values.uncertainty(confidence, parameters=parameters)
+    effect = max(found.variance / naive if naive > 0 else 1.0, spread)
+    return effect * quantile(confidence, found.freedom) ** 2 / 2

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from preftune.errors import DatasetError
-from preftune.statistics.intervals import Floats
+from preftune.statistics.clusters import Floats
 from preftune.statistics.l1_logistic import Rows, choose, fit
 from preftune.statistics.profile_likelihood import sigmoid
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from preftune.statistics.intervals import Floats, share
+from preftune.statistics.clusters import Floats
+from preftune.statistics.intervals import share
 from preftune.statistics.paired import (
     SHARE,
     Comparison,

@@ -7,10 +7,12 @@ people do. Each figure has an interval clustered by prompt. Judges and figures a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,13 +31,8 @@ from preftune.judges.protocol import (
     swapped_verdict,
 )
 from preftune.judges.text_matching import count_words
-from preftune.statistics.intervals import (
-    Floats,
-    MeanInterval,
-    number_clusters,
-    paired_shares,
-    share,
-)
+from preftune.statistics.clusters import Floats, clustered, number_clusters
+from preftune.statistics.intervals import MeanInterval, paired_shares, share
 from preftune.storage.jsonl import digest
 
 _RESAMPLES = 2000
@@ -315,6 +312,9 @@ def _person_and_label(read: Sequence[Judged]) -> float | None:
 def _kappa(points: Floats, people: Floats, clusters: Sequence[Hashable], confidence: float, seed: int) -> Rate:
     """Cohen's kappa with a percentile interval from 2,000 resamples of prompts.
 
+    Resamples of few prompts vary too little, and more so if some hold most of the judgements: both ends move away from
+    kappa by the ratio of the clustered t interval to the plain one (Hesterberg 2015, The American Statistician 69,
+    "expanded percentiles").
     Where judge and people always say the same, or never, resamples show no spread; the interval is then that of the
     share of equal verdicts, in units of kappa.
     """
@@ -326,6 +326,8 @@ def _kappa(points: Floats, people: Floats, clusters: Sequence[Hashable], confide
     resampled = np.array([sums_GK[rows].sum(axis=0) for rows in drawn])
     low, high = np.quantile(_kappa_of(resampled), [0.5 - confidence / 2, 0.5 + confidence / 2])
     value = float(_kappa_of(sums_GK.sum(axis=0)[None])[0])
+    wider = _few_clusters(_kappa_influence(rows_NK), clusters, confidence)
+    low, high = max(-1.0, value - wider * (value - low)), min(1.0, value + wider * (high - value))
     matches = share(rows_NK[:, 1], clusters, confidence=confidence)
     if prompts < 2:
         low, high = -1.0, 1.0
@@ -342,6 +344,28 @@ def _kappa_of(sums_BK: Floats) -> Floats:
     expected = judge * people + (1 - judge) * (1 - people) / 2
     kappa: Floats = np.where(expected < 1, (seen - expected) / np.maximum(1 - expected, 1e-12), 1.0)
     return kappa
+
+
+def _kappa_influence(rows_NK: Floats) -> Floats:
+    """By how much each row moves kappa, times the number of rows: the derivative of `_kappa_of`."""
+    _, seen, judge, people = rows_NK.mean(axis=0)
+    expected = judge * people + (1 - judge) * (1 - people) / 2
+    of_ties = np.array([(3 * people - 1) / 2, (3 * judge - 1) / 2])
+    away_NK = rows_NK - rows_NK.mean(axis=0)
+    if expected == 1:
+        return np.zeros(len(rows_NK))
+    found_N: Floats = (away_NK[:, 1] - (1 - seen) / (1 - expected) * (away_NK[:, 2:] @ of_ties)) / (1 - expected)
+    return found_N
+
+
+def _few_clusters(influence_N: Floats, clusters: Sequence[Hashable], confidence: float) -> float:
+    """How much wider the clustered t interval is than the one that resampling of clusters approaches."""
+    data = clustered(influence_N, clusters)
+    plain = math.sqrt(float(np.square(data.sums_G).sum())) / len(influence_N)
+    if plain == 0:
+        return 1.0
+    normal = NormalDist().inv_cdf(0.5 + confidence / 2)
+    return max(1.0, data.uncertainty(confidence).width(confidence) / (normal * plain))
 
 
 CONTRADICTING = 0.2
