@@ -335,3 +335,12 @@ def test_damaged_lines_within_a_record_are_counted_and_a_torn_last_one_is_not(tm
     file.write_bytes(b'{"step": 1}\n{"st')
     cut_back(file, 9)
     assert not caplog.text
+
+
+def test_a_folder_that_is_not_utf_8_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Training ended with a UnicodeEncodeError when it saved the weights."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/surr\xff")
+    with pytest.raises(RequestError, match=r"output_dir='.*surr\\udcff' is not valid UTF-8.*--output_dir FOLDER"):
+        check_writable(folder)
+    assert not list(tmp_path.iterdir())
+    check_writable(tmp_path / "\u00fcber \U0001f600")

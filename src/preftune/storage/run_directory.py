@@ -93,12 +93,32 @@ def cut_back(path: Path, step: int) -> None:
     write_whole(path, b"".join(line + b"\n" for line in kept))
 
 
+def check_encodable(path: str | os.PathLike[str], name: str, fix: str) -> None:
+    """Refuses an output path that is not UTF-8: the libraries that write weights, tokenizers and Parquet files take no
+    other, and would fail when the work is done.
+
+    Args:
+        name: the option or field, for the message.
+        fix: the option with what it takes.
+    Raises: RequestError.
+    """
+    text = os.fspath(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RequestError(
+            f"{name}={text!r} is not valid UTF-8, and several libraries write to no such path. Choose another one: "
+            f"{fix}."
+        ) from None
+
+
 def check_writable(folder: str | os.PathLike[str]) -> None:
     """Creates the folder and checks that files can be written there, before any expensive work.
 
     Raises:
         RequestError: with the cause.
     """
+    check_encodable(folder, "output_dir", "--output_dir FOLDER")
     path = Path(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)

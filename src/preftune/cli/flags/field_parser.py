@@ -14,7 +14,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 from transformers import HfArgumentParser
 
 from preftune.cli.flags.field_names import what_of
-from preftune.cli.flags.plain_parser import NEGATIVE_NUMBER, refuse_empty, with_near_choice
+from preftune.cli.flags.plain_parser import NEGATIVE_NUMBER, refuse_empty, refuse_unencodable, with_near_choice
 from preftune.cli.flags.recipe import Entry, Recipe
 from preftune.errors import RequestError, sentence
 
@@ -92,6 +92,7 @@ class FieldParser(HfArgumentParser):
         if unknown:
             raise RequestError(self._unknown(unknown[0]))
         refuse_empty(self._actions, values, words)
+        refuse_unencodable(self._actions, values)
         return values
 
     def build(self, kind: type, values: argparse.Namespace) -> Any:

@@ -73,6 +73,22 @@ def refuse_empty(actions: Iterable[argparse.Action], values: argparse.Namespace,
         raise RequestError(f"{flags[-1] if flags else action.metavar} is empty. {fix}")
 
 
+_OUTPUTS = ("output", "output_dir")
+"""What a command writes to, by the name of its value."""
+
+
+def refuse_unencodable(actions: Iterable[argparse.Action], values: argparse.Namespace) -> None:
+    """Refuses an output path that is not UTF-8, before anything is loaded. Raises: RequestError."""
+    from preftune.storage.run_directory import check_encodable
+
+    for action in actions:
+        given = getattr(values, action.dest, None)
+        if action.dest in _OUTPUTS and isinstance(given, str):
+            flag = max(action.option_strings, key=lambda name: (name.startswith("--"), -len(name)))
+            noun = _NOUNS.get(str(action.metavar or action.dest), "path").upper()
+            check_encodable(given, flag, f"{flag} {noun}")
+
+
 NEGATIVE_NUMBER = re.compile(r"-(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|-(?:inf|nan)$")
 """What is a value and no flag; argparse's own takes -1e-5 for a flag."""
 
@@ -150,6 +166,7 @@ class PlainParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         values, unknown = super().parse_known_args(args, namespace)
         refuse_empty(self._actions, values, sys.argv[1:] if args is None else args)
+        refuse_unencodable(self._actions, values)
         return values, unknown
 
     def error(self, message: str) -> NoReturn:
