@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from preftune.deploy import Target, export, read_manifest
 from preftune.deploy.card import licence_of_data, licence_of_model
 from preftune.deploy.exports import datasets_of
-from preftune.errors import ModelError, RequestError
+from preftune.errors import CheckpointError, ModelError, RequestError
 from preftune.models import load_model, load_tokenizer
 from preftune.models.locate import Location
 from preftune.storage.atomic import sha256_of
@@ -102,6 +103,25 @@ def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(run: Path, 
     with pytest.raises(ModelError, match="cannot be written"):
         export(run, tmp_path / "out" / "merged" / "config.json", ["adapter"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["merged"]
+
+
+def test_a_full_disk_is_reported_with_the_folder_and_the_command_of_the_user(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error named a hidden temporary folder, and said "Then merge again"."""
+
+    def full(self: object, folder: str | Path, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(Path(folder) / "model.safetensors"))
+
+    monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
+    with pytest.raises(CheckpointError) as error:
+        export(run, tmp_path / "out")
+    place = tmp_path / "out" / "merged"
+    assert str(error.value) == (
+        f"The model could not be written to {place} (No space left on device). Make room on the disk. Then export "
+        "again."
+    )
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from preftune.errors import RequestError
-from preftune.storage.run_lock import FILE, locked, locked_file
+from preftune.errors import ModelError, RequestError
+from preftune.models.locate import locate
+from preftune.storage.run_lock import FILE, locked, locked_file, writer_of
 from tests.cli.command import pairs_file, preftune, tiny_model
 
 __all__ = ["pairs_file", "preftune", "tiny_model"]
@@ -78,3 +80,33 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match="Nothing can be written to"), locked(tmp_path / "file"):
         pass
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_model_that_is_still_trained_is_said_to_be(tmp_path: Path, saved: bool) -> None:
+    """`eval` and `export` said "no config.json ... Did you mean checkpoint-64?"."""
+    run = tmp_path / "run"
+    (run / "checkpoint-64").mkdir(parents=True)
+    if saved:
+        (run / "checkpoint-64" / "config.json").write_text("{}")
+        (run / "checkpoint-64" / "model.safetensors").write_bytes(b"")
+    fix = f"name a checkpoint, the newest being {run}/checkpoint-64" if saved else "once it has saved one"
+    with held_elsewhere("folder", run) as pid, pytest.raises(ModelError, match="still being written") as error:
+        locate(run)
+    assert f"(process {pid} on " in str(error.value)
+    assert fix in str(error.value)
+    with pytest.raises(ModelError, match=r"has no config\.json"):  # the holder was killed
+        locate(run)
+    with locked(run):
+        assert writer_of(run) is None  # that is this process
+
+
+def test_a_full_disk_is_reported_with_the_file_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("preftune.storage.run_lock.os.write", full)
+    with pytest.raises(OSError, match="No space left") as error, locked_file(tmp_path / "out.jsonl"):
+        pass
+    assert error.value.filename == str(tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == []

@@ -47,9 +47,20 @@ def free_folder(folder: Path) -> Path:
 _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
+class _NotWrittenError(CheckpointError):
+    """Files of a model could not be written: `reason` is the cause alone."""
+
+    def __init__(self, folder: str, reason: str, advice: str) -> None:
+        super().__init__(f"The model could not be written to {folder} ({reason}). Make room on the disk. {advice}")
+        self.reason = reason
+
+
 @contextmanager
 def writing(folder: str, advice: str) -> Iterator[None]:
     """A context for writing the files of a model. safetensors and torch do not report a full disk as an OSError.
+
+    Where one is inside another, as an export that merges into its own temporary folder, the outer one knows the folder
+    and the command of the user.
 
     Args:
         advice: what to do after making room.
@@ -57,13 +68,14 @@ def writing(folder: str, advice: str) -> Iterator[None]:
     """
     try:
         yield
+    except _NotWrittenError as error:
+        raise _NotWrittenError(folder, error.reason, advice) from error
     except (OSError, RuntimeError, SafetensorError) as error:
         failed = error.errno in _DISK if isinstance(error, OSError) else False
         if failed or any(words in str(error) for words in ("I/O error", "inline_container", "file write failed")):
-            raise CheckpointError(
-                f"The model could not be written to {folder} ({' '.join(str(error).split())}). Make room on the disk. "
-                f"{advice}"
-            ) from error
+            # its own text may name a file in a temporary folder that no longer exists
+            known = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise _NotWrittenError(folder, " ".join(known.split()), advice) from error
         raise
 
 

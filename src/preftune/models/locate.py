@@ -20,6 +20,7 @@ from preftune.models.damage import ADAPTER_CONFIG, check_configs
 from preftune.storage.atomic import write_whole
 from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
+from preftune.storage.run_lock import writer_of
 
 Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
@@ -150,6 +151,7 @@ def _check_of_this_run(folder: Path) -> None:
     known = run_of_weights(folder)
     if own is None or known is None or known[0] == own:
         return
+    _check_not_being_written(folder)
     newer = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
     if any(path.stat().st_mtime > (folder / WEIGHTS_FILE).stat().st_mtime for path in newer):
         return  # saved by other means since
@@ -161,6 +163,20 @@ def _check_of_this_run(folder: Path) -> None:
     )
 
 
+def _check_not_being_written(folder: Path) -> None:
+    """Raises: ModelError if another process is still writing this run."""
+    writer = writer_of(folder)
+    if writer is None:
+        return
+    inner = [path for path in folder.glob("checkpoint-*") if holds_full_model(path) or is_adapter_folder(path)]
+    newest = max(inner, key=lambda path: path.stat().st_mtime, default=None)
+    fix = f"name a checkpoint, the newest being {newest}" if newest else "name a checkpoint once it has saved one"
+    raise ModelError(
+        f"{folder} is a run that is still being written ({writer}), so its final weights are not there yet. Wait until "
+        f"it has ended, or {fix}."
+    )
+
+
 def _locate_folder(folder: Path) -> Location:
     _check_of_this_run(folder)
     check_configs(folder)
@@ -168,6 +184,7 @@ def _locate_folder(folder: Path) -> Location:
         return Location("folder", str(folder))
     if is_adapter_folder(folder):
         return Location("adapter", str(folder))
+    _check_not_being_written(folder)
     if (folder / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"{folder} has {ADAPTER_CONFIG} but no {_ADAPTER_WEIGHTS[0]} ({describe_folder(folder)}): the adapter was "

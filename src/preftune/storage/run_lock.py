@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from preftune.errors import RequestError
+from preftune.storage.atomic import naming
 from preftune.storage.jsonl import prepare_folder
 
 try:
@@ -44,6 +45,29 @@ def locked(
         return
     with _held_by_us(place / FILE, place, f"folder: {another}"):
         yield
+
+
+def writer_of(folder: Path) -> str | None:
+    """Which other process is writing to a folder: "process 12 on laptop", or "another process" if it does not say.
+
+    Returns: None if no other process holds its lock, or if that cannot be known.
+    """
+    path = folder.resolve() / FILE
+    if fcntl is None or str(path) in _held:
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _holder(descriptor).strip(" ()") or "another process"
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(descriptor)
+    return None
 
 
 @contextmanager
@@ -96,8 +120,14 @@ def _acquire(path: Path, place: Path, another: str) -> int:
         except OSError:  # a file system without locks
             return descriptor
         if _is(path, descriptor):
-            os.truncate(descriptor, 0)
-            os.write(descriptor, json.dumps({"process": os.getpid(), "machine": platform.node()}).encode())
+            try:
+                with naming(place):  # a full disk gives no name
+                    os.truncate(descriptor, 0)
+                    os.write(descriptor, json.dumps({"process": os.getpid(), "machine": platform.node()}).encode())
+            except OSError:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
+                raise
             return descriptor
         os.close(descriptor)  # released and removed by its holder between the two calls
 

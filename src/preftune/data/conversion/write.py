@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -14,7 +15,7 @@ from preftune.data.formats.apply import RATINGS
 from preftune.data.pairs.canonical_row import CANONICAL_ROW, canonical_row, with_json_texts
 from preftune.data.pairs.row_reader import Attempt
 from preftune.errors import ConfigError
-from preftune.storage.atomic import sha256_of, temporary_beside
+from preftune.storage.atomic import naming, sha256_of, temporary_beside
 from preftune.types import Text
 
 _WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
@@ -115,28 +116,33 @@ class PairWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None and self._table is not None:
+            self._table.abandon()
         try:
-            self._file.close()  # writes what is buffered, which a full disk refuses
+            with naming(self.path):
+                self._file.close()  # writes what is buffered, which a full disk refuses
         finally:
             self._temporary.unlink(missing_ok=True)
 
     def write(self, part: Part) -> None:
         self.pairs += part.pairs
-        if self._table is None:
-            self._lines.write(part.lines)
-            return
-        for row in part.rows:
-            self._table.add(row)
+        with naming(self.path):
+            if self._table is None:
+                self._lines.write(part.lines)
+                return
+            for row in part.rows:
+                self._table.add(row)
 
     def finish(self) -> dict[str, Any]:
         """Completes the file and describes it: name, pairs, bytes, sha256."""
-        if self._table is not None:
-            self._table.close()
-        elif self._lines is not self._file:
-            self._lines.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with naming(self.path):
+            if self._table is not None:
+                self._table.close()
+            elif self._lines is not self._file:
+                self._lines.close()
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
         return {
             "file": self.path.name,
             "pairs": self.pairs,
@@ -146,7 +152,8 @@ class PairWriter:
 
     def keep(self) -> None:
         """Gives the finished file its name."""
-        os.replace(self._temporary, self.path)
+        with naming(self.path):
+            os.replace(self._temporary, self.path)
 
 
 class _ParquetRows:
@@ -177,6 +184,11 @@ class _ParquetRows:
     def close(self) -> None:
         self._flush()
         self._writer.close()
+
+    def abandon(self) -> None:
+        """Closes the writer after an error; otherwise pyarrow prints one more when it is collected."""
+        with contextlib.suppress(Exception):
+            self._writer.close()
 
     def _flush(self) -> None:
         import pyarrow as pa
