@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
-import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from preftune.errors import RequestError
+from preftune.shell_words import path_word, word
 
 
 def load_function(place: str, name: str, *, asked: str, error: type[RequestError] = RequestError) -> Any:
@@ -66,7 +66,7 @@ def _file_of(place: str) -> Path | None:
 
 def _imported(name: str, asked: str, error: type[RequestError]) -> ModuleType:
     folder = str(Path.cwd())
-    fix = f"that module: python -c {shlex.quote(f'import {name}')} shows where it happens"
+    fix = f"that module: python -c {word(f'import {name}')} shows where it happens"
     with _named(asked, error, f"importing {name!r} ended", fix), _on_path(folder):
         try:
             return importlib.import_module(name)
@@ -91,7 +91,7 @@ def _loaded(file: Path, place: str, asked: str, error: type[RequestError]) -> Mo
     if made is None or made.loader is None:
         raise error(f"{asked}: {file} is not a file of Python. Name one that ends in .py.")
     module = sys.modules[name] = importlib.util.module_from_spec(made)
-    fix = f"that file: python {shlex.quote(place)} shows where it happens"
+    fix = f"that file: python {path_word(place)} shows where it happens"
     try:
         with _named(asked, error, f"running {place} ended", fix), _on_path(str(whole.parent)):
             made.loader.exec_module(module)

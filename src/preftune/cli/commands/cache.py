@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted, file_size
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
 from preftune.storage.cache_folder import cache_folder
@@ -208,16 +209,16 @@ def _prune(argv: Sequence[str]) -> int:
         max_size=asked.max_size,
     )
     if not chosen:
-        print("There is nothing to remove.")
+        tell("There is nothing to remove.")
         return 0
     for file in chosen:
-        print(f"{file.id}  {file.name}, {file_size(file.size)}, last used {_ago(file.last_used)}")
+        tell(f"{file.id}  {file.name}, {file_size(file.size)}, last used {_ago(file.last_used)}")
     total = f"{counted(len(chosen), 'file')}, {file_size(sum(file.size for file in chosen))}"
     if asked.dry_run:
-        print(f"Would remove {total}.")
+        tell(f"Would remove {total}.")
         return 0
     if not asked.yes and not _agreed(f"Remove {total}?"):
-        print("Nothing was removed.")
+        tell("Nothing was removed.")
         return 0
     return _remove(chosen)
 
@@ -252,8 +253,8 @@ def _remove(chosen: list[Any]) -> int:
             gone.append(file)
         else:
             stayed += outcome == "failed"
-            print(f"Kept {file.path.name}: {reasons[outcome]}.")
-    print(f"Removed {counted(len(gone), 'file')}, {file_size(sum(file.size for file in gone))}.")
+            tell(f"Kept {file.path.name}: {reasons[outcome]}.")
+    tell(f"Removed {counted(len(gone), 'file')}, {file_size(sum(file.size for file in gone))}.")
     return 1 if stayed else 0
 
 
@@ -285,20 +286,20 @@ def _verify(argv: Sequence[str]) -> int:
     files = list_stores(_folder())
     checks = [(file, verify(file, repair=asked.repair)) for file in files if file.state in ("store", "torn")]
     for file, check in checks:
-        print(f"{file.id}  {file.model}: {_verdict(check)}.")
+        tell(f"{file.id}  {file.model}: {_verdict(check)}.")
     aside = [file for file in files if file.state == "aside"]
     if aside:
-        print(
+        tell(
             f"{counted(len(aside), 'damaged file')} set aside earlier, {file_size(sum(file.size for file in aside))}: "
             "preftune cache prune removes old files."
         )
     bad = [check for _, check in checks if not check.repaired and (not check.sound or check.hindered is not None)]
     completions = sum(check.completions - check.damaged for _, check in checks)
-    print(
+    tell(
         f"{counted(len(checks), 'store')}, {counted(completions, 'intact completion')}, {counted(len(bad), 'problem')}."
     )
     if any(not check.sound and check.hindered is None for check in bad):
-        print("Damaged scores are never used. preftune cache verify --repair removes them.")
+        tell("Damaged scores are never used. preftune cache verify --repair removes them.")
     return 1 if bad else 0
 
 

@@ -162,7 +162,7 @@ def _answer_lines(speakers: Sequence[Speaker | RemoteSpeaker], message: str, set
     """Output for pipes: one line per answer; with two models each line begins with the model's name."""
     for speaker in speakers:
         text = " ".join(printable(speaker.answer(message, show=lambda text: None, **settings)).split())
-        print(f"{speaker.name}: {text}" if len(speakers) > 1 else text, flush=True)
+        print(f"{printable(speaker.name)}: {text}" if len(speakers) > 1 else text, flush=True)
 
 
 def _answer_stacked(speakers: Sequence[Speaker | RemoteSpeaker], message: str, settings: dict[str, Any]) -> None:
@@ -171,7 +171,7 @@ def _answer_stacked(speakers: Sequence[Speaker | RemoteSpeaker], message: str, s
     console = Console()
     for speaker in speakers:
         if len(speakers) > 1:
-            console.rule(f"[bold]{speaker.name}", align="left")
+            console.rule(f"[bold]{printable(speaker.name)}", align="left")
         written = ""
 
         def show(text: str) -> None:
@@ -196,7 +196,7 @@ def _answer_columns(speakers: Sequence[Speaker | RemoteSpeaker], message: str, s
     def columns() -> Table:
         table = Table(expand=True, show_lines=False)
         for speaker in speakers:
-            table.add_column(speaker.name, ratio=1, overflow="fold")
+            table.add_column(printable(speaker.name), ratio=1, overflow="fold")
         table.add_row(*(Text(printable(text)) for text in texts))
         return table
 

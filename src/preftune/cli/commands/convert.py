@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted, file_size
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.ray_flags import add_ray_options, open_pool
 from preftune.errors import RequestError
+from preftune.shell_words import path_word
 
 if TYPE_CHECKING:
     import argparse
@@ -62,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     if asked.json:
         print(json.dumps(manifest, indent=2, ensure_ascii=False))
     else:
-        print("\n".join(_report(manifest, output)))
+        tell("\n".join(_report(manifest, output)))
     return 0
 
 
@@ -236,7 +237,7 @@ def _report(manifest: dict[str, Any], output: Path) -> list[str]:
         )
     lines.append(f"The outcome of every row is in {output}.manifest.json")
     if len(manifest["written"]) > 1:
-        paths = [shlex.quote(str(output.parent / written["file"])) for written in manifest["written"]]
+        paths = [path_word(str(output.parent / written["file"])) for written in manifest["written"]]
         lines.append(f"Train on them: preftune dpo --model MODEL --data {paths[0]} --eval_dataset_name {paths[1]}")
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from preftune.cli.display.terminal import console as fitting_console
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.log import printable
+from preftune.shell_words import path_word
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,11 +87,11 @@ def _show(result: DemoResult, settings: DemoSettings, *, seconds: float, page: P
     console.print(answers_table(spread(result.answered, SHOWN), result.prompts))
     console.print()
     console.print(results_table(result))
-    place = shlex.quote(settings.output)
+    place = path_word(settings.output)
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in result.seconds.items())
     console.print(f"\nDone in {seconds:.0f} s ({parts}).", highlight=False)
     console.print(f"All answers:  {place}/eval/generations.jsonl", highlight=False, soft_wrap=True)
     if page is not None:
-        console.print(f"The report:   {page}", highlight=False, soft_wrap=True)
+        console.print(f"The report:   {printable(str(page))}", highlight=False, soft_wrap=True)
     console.print(f"SFT alone:    {place}/sft", highlight=False, soft_wrap=True)
     console.print(f"Talk to both: preftune chat --model {place}", highlight=False, soft_wrap=True)

@@ -12,7 +12,7 @@ from preftune.cli.commands.eval_request import need_comparison, read_request, re
 from preftune.cli.commands.eval_training import trained_with
 from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.judge_flags import echo_cost, open_asked_judge
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.model_flags import (
     conduct_and_budget,
     echo_prompts,
@@ -75,7 +75,7 @@ def _over_seeds(asked: argparse.Namespace, seeds: Mapping[int, Path]) -> int:
             assert decision is not None  # only suites have none
             decisions[seed] = decision
     found = over_seeds(folders, decisions, into=output)
-    print("\n".join(found.sentences()))
+    tell("\n".join(found.sentences()))
     return _exit_code(asked, found.level, found.grounds)
 
 
@@ -154,7 +154,7 @@ def _evaluate(
         decision = _compare(asked, folder, match, judge, budget, opened, earlier)
     if own is not None:
         write_json(folder / "judge.json", own.to_dict())
-        print(own.sentence())
+        tell(own.sentence())
     return decision
 
 
@@ -394,5 +394,5 @@ def _run_suites(
         return None
     decision = decide_again(folder, match.settings, asked.forgetting_budget, **trained_with(asked.model))
     if decision is not None:
-        print(f"The verdict with these abilities: {decision.name}. {decision.sentence}")
+        tell(f"The verdict with these abilities: {decision.name}. {decision.sentence}")
     return decision

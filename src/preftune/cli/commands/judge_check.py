@@ -18,7 +18,7 @@ from preftune.cli.flags.judge_flags import (
     echo_cost,
     open_asked_judge,
 )
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError
@@ -202,4 +202,4 @@ def _write(
             "disagreements_in_all": len(wrong),
         },
     )
-    print(f"All figures and the first {_EXAMPLES} disagreements are in {path}.")
+    tell(f"All figures and the first {_EXAMPLES} disagreements are in {path}.")

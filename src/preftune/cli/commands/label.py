@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,11 +16,13 @@ from preftune.cli.flags.judge_flags import (
     echo_cost,
     open_asked_judge,
 )
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.model_flags import add_endpoint_options, conduct_and_budget, refuse
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.ray_flags import RAY_FLAGS, add_ray_options, open_pool
 from preftune.errors import PreftuneError, RequestError
 from preftune.judges.registry import judge_kind
+from preftune.shell_words import path_word
 from preftune.storage.run_lock import locked_file
 
 if TYPE_CHECKING:
@@ -59,14 +60,14 @@ def run(argv: Sequence[str]) -> int:
             "Stopped. The verdicts received so far are kept; the same command continues from there."
         ) from None
     for line in counts.sentences():
-        print(line)
+        tell(line)
     if counts.pairs == 0:
         raise PreftuneError(
             "There is no pair, for the reasons above. Sample more completions (-k) at a higher --temperature, or use "
             "another judge."
         )
-    print(f"They are in {asked.output}; {asked.output}.manifest.json says how they were made.")
-    print(f"Train on them:   preftune dpo --model MODEL --data {shlex.quote(asked.output)}")
+    tell(f"They are in {asked.output}; {asked.output}.manifest.json says how they were made.")
+    tell(f"Train on them:   preftune dpo --model MODEL --data {path_word(asked.output)}")
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import RequestError, did_you_mean
 
@@ -31,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
     if asked.output == "-":
         _print(_text(asked.runs, form, audit))
         return 0
-    print(write_report(asked.runs, output=asked.output, form=form, audit=audit))
+    tell(str(write_report(asked.runs, output=asked.output, form=form, audit=audit)))
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.flags.arguments import column_names
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.model_flags import (
     ENDPOINT_FLAGS,
     MODEL_FLAGS,
@@ -28,6 +27,7 @@ from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.ray_flags import RAY_FLAGS, add_ray_options, open_pool
 from preftune.errors import RequestError
 from preftune.generation.endpoint.client import is_endpoint
+from preftune.shell_words import path_word
 from preftune.storage.run_lock import locked_file
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def run(argv: Sequence[str]) -> int:
     with locked_file(asked.output):
         counts = _from_endpoint(asked, settings) if endpoint else _from_model(asked, settings)
     for line in counts.sentences():
-        print(line)
-    print(f"They are in {asked.output}, their settings in {asked.output}.manifest.json.")
-    print(f"Make pairs of them:   preftune label {shlex.quote(asked.output)} --judge JUDGE -o pairs.jsonl")
+        tell(line)
+    tell(f"They are in {asked.output}, their settings in {asked.output}.manifest.json.")
+    tell(f"Make pairs of them:   preftune label {path_word(asked.output)} --judge JUDGE -o pairs.jsonl")
     return 0
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
 from preftune.cli.deploy.verify import add_questions, page
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.model_flags import refuse
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.shell_words import path_word
 
 if TYPE_CHECKING:
     from preftune.deploy import Exported
@@ -34,13 +34,13 @@ def run(argv: Sequence[str]) -> int:
 
     def report(exported: Exported) -> None:
         files = len(exported.manifest.files)
-        print(f"{exported.folder}: {exported.manifest.kind}, {exported.manifest.form}, {counted(files, 'file')}.")
+        tell(f"{exported.folder}: {exported.manifest.kind}, {exported.manifest.form}, {counted(files, 'file')}.")
         for note in exported.notes:
             echo(note)
         if trained is not None:
             found = verify(exported.folder, trained)
             holds.append(found.holds)
-            print(page(found))
+            tell(page(found))
 
     export(
         asked.model,
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
         report=report,
     )
     if trained is None:
-        print(f"Verify:   preftune verify {shlex.quote(asked.output)}/... --against {shlex.quote(asked.model)}")
+        tell(f"Verify:   preftune verify {path_word(asked.output)}/... --against {path_word(asked.model)}")
     return 0 if all(holds) else 1
 
 

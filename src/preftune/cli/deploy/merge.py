@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
+from preftune.shell_words import path_word
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,10 +39,10 @@ def run(argv: Sequence[str]) -> int:
         dtype=asked.dtype,
         trust_remote_code=asked.trust_remote_code,
     )
-    print(f"The merged model is in {asked.output}.")
-    place = shlex.quote(asked.output)
+    tell(f"The merged model is in {asked.output}.")
+    place = path_word(asked.output)
     if hasattr(merged, "score"):  # a reward model says nothing
-        print(f"Judge with it:   preftune eval --judge reward:{place} ...")
+        tell(f"Judge with it:   preftune eval --judge reward:{place} ...")
     else:
-        print(f"Talk to it:   preftune chat --model {place}")
+        tell(f"Talk to it:   preftune chat --model {place}")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 
 
@@ -22,5 +23,5 @@ def run(argv: Sequence[str]) -> int:
 
     from preftune.deploy import push
 
-    print(f"Uploaded: {push(asked.folder, asked.to, public=asked.public, licence=asked.license)}")
+    tell(f"Uploaded: {push(asked.folder, asked.to, public=asked.public, licence=asked.license)}")
     return 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.errors import ModelError
 
@@ -53,9 +53,9 @@ def run(argv: Sequence[str]) -> int:
         ) as running,
     ):
         names = ", ".join(f"{name} ({what})" for name, what in running.models.items())
-        print(f"{running.address} serves {names} with {running.engine}. Ctrl-C stops it.", flush=True)
+        tell(f"{running.address} serves {names} with {running.engine}. Ctrl-C stops it.", flush=True)
         others = " --baseline openai:base@" + running.address if "base" in running.models else ""
-        print(f"Compare:   preftune eval --model openai:aligned@{running.address}{others}", flush=True)
+        tell(f"Compare:   preftune eval --model openai:aligned@{running.address}{others}", flush=True)
         if asked.host not in ("127.0.0.1", "localhost", "::1"):
             echo("The server asks for no key: everyone who reaches this address can use it.")
         try:

@@ -15,7 +15,7 @@ from preftune.cli.flags.judge_flags import (
     check_judge,
     open_asked_judge,
 )
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.model_flags import ENDPOINT_FLAGS, add_endpoint_options, conduct_and_budget, refuse
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.log import printable
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
     if asked.json:
         print(json.dumps(found.to_dict()))
     else:
-        print(page(found))
+        tell(page(found))
     return 0 if found.holds else 1
 
 

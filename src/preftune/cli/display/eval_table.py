@@ -11,6 +11,7 @@ from rich.text import Text
 
 from preftune.amounts import counted
 from preftune.cli.display.terminal import console as fitting_console
+from preftune.cli.flags.messages import tell
 
 if TYPE_CHECKING:
     from preftune.evaluation.suites.result import SuiteResult
@@ -89,24 +90,24 @@ def _others(categories: dict[str, WinRate]) -> str:
 
 
 def _show_plain(summary: Summary, folder: Path) -> None:
-    print(f"verdict: {summary.verdict.name}")
+    tell(f"verdict: {summary.verdict.name}")
     for sentence in summary.sentences():
-        print(sentence)
+        tell(sentence)
     for rule in summary.decision.rules:
-        print(f"rule {rule.line()}")
+        tell(f"rule {rule.line()}")
     if len(summary.categories) > 1:
         for name, rate in _largest(summary.categories).items():
-            print(
+            tell(
                 f"category {_plain(name)}: {rate.win_rate:.1%} (95% interval {rate.ci_low:.1%} to {rate.ci_high:.1%}), "
                 f"{counted(rate.wins, 'win')}, {counted(rate.ties, 'tie')}, {counted(rate.losses, 'loss', 'losses')}"
             )
         if len(summary.categories) > _MOST:
-            print(_others(summary.categories))
+            tell(_others(summary.categories))
     for sentence in summary.degeneration.sentences():
-        print(sentence)
+        tell(sentence)
     for sentence in summary.next_steps():
-        print(f"next: {sentence}")
-    print(f"All answers, verdicts and figures: {folder}")
+        tell(f"next: {sentence}")
+    tell(f"All answers, verdicts and figures: {folder}")
 
 
 def show_suite(result: SuiteResult, folder: Path) -> None:
@@ -115,10 +116,10 @@ def show_suite(result: SuiteResult, folder: Path) -> None:
     rows = result.table()
     if not console.is_terminal:
         for row in rows:
-            print(f"{result.name}: {' | '.join(cell.strip() for cell in row)}")
+            tell(f"{result.name}: {' | '.join(cell.strip() for cell in row)}")
         for sentence in result.sentences():
-            print(sentence)
-        print(f"All its results: {folder / result.name}")
+            tell(sentence)
+        tell(f"All its results: {folder / result.name}")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for number, title in enumerate(("figure", "baseline", "aligned", "difference", "")):

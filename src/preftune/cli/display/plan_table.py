@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from preftune.amounts import counted
+from preftune.cli.flags.messages import tell
 from preftune.plan.fit import Change
 from preftune.plan.forecast import ROUGH, Plan, roughly, size
 from preftune.plan.memory import parameters
@@ -25,7 +26,7 @@ def show(plan: Plan, words: Sequence[str]) -> None:
         words: the training's own flags, for the commands that are printed.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _UNKNOWN_WIDTH
-    print(text(plan, words, width=width))
+    tell(text(plan, words, width=width))
 
 
 def text(plan: Plan, words: Sequence[str], *, width: int) -> str:

@@ -51,6 +51,13 @@ def until_stopped(folder: Path, kept: str, work: Callable[[], None]) -> int:
     return 0
 
 
+def tell(text: str, *, flush: bool = False) -> None:
+    """Prints lines of a result to standard output, without control characters: names of files and models may have
+    some.
+    """
+    print(printable(text), flush=flush)
+
+
 def echo(text: str) -> None:
     """Prints one paragraph to standard error: wrapped on a terminal, one line in a log; without control characters."""
     text = printable(text)

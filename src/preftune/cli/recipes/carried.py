@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from preftune.errors import RequestError
+from preftune.shell_words import path_word
 from preftune.zero_stages import as_fsdp
 
 
@@ -122,7 +122,7 @@ def continued(carried: Carried, key: str, *, trains_adapter: bool, fresh: bool =
         then = f"keep {key}: {last}" if last else f"leave out {key}{' and create_new_adapter' * fresh}"
         raise RequestError(
             f"{key}: {', '.join(names)} means that {' and '.join(merged)} must be merged into the base "
-            f"before training. Do it first: preftune merge {shlex.quote(merged[0])} -o MERGED. Then write "
+            f"before training. Do it first: preftune merge {path_word(merged[0])} -o MERGED. Then write "
             f"MERGED as the model of this recipe, {then}, and convert it again."
         )
     (name,) = names

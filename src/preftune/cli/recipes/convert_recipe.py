@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,16 @@ from typing import Any
 import yaml
 
 from preftune.cli.flags.field_names import names_of
+from preftune.cli.flags.messages import tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.recipe import typed_values
 from preftune.cli.recipes import axolotl, llama_factory
 from preftune.cli.recipes.carried import Carried
 from preftune.cli.train.train_command import method_of
 from preftune.errors import RequestError
+from preftune.log import printable
 from preftune.secret_values import is_secret
+from preftune.shell_words import path_word
 
 
 def run(argv: Sequence[str]) -> int:
@@ -43,8 +45,8 @@ def run(argv: Sequence[str]) -> int:
     else:
         Path(asked.output).expanduser().write_text(text, encoding="utf-8")
         for key, reason in carried.lost.items():
-            print(f"Not carried over: {key}. {reason}")
-        print(f"Train with:   preftune {carried.command} --config {shlex.quote(asked.output)}")
+            tell(f"Not carried over: {key}. {reason}")
+        tell(f"Train with:   preftune {carried.command} --config {path_word(asked.output)}")
     return 0
 
 
@@ -71,6 +73,8 @@ def _lose(carried: Carried, name: str) -> bool:
 
 
 def _text(carried: Carried, source: str) -> str:
-    lines = [f"# {Path(source).name} for: preftune {carried.command} --config THIS_FILE"]
-    lines += [" ".join(f"# not carried over: {key}: {reason}".split()) for key, reason in carried.lost.items()]
+    lines = [printable(f"# {Path(source).name} for: preftune {carried.command} --config THIS_FILE")]
+    lines += [
+        " ".join(printable(f"# not carried over: {key}: {reason}").split()) for key, reason in carried.lost.items()
+    ]
     return "\n".join(lines) + "\n" + yaml.safe_dump(carried.settings, sort_keys=False, allow_unicode=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.train.train_command import method_of
 from preftune.errors import PreftuneError, RequestError, did_you_mean, sentence
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
     command = words[place + 1 :]
     output, resumes = _checked(asked, command)
     _train(asked, [*command, "--output_dir", output, *([] if resumes else ["--resume", "auto"])], output)
-    print(f"The run is in {output}.")
+    tell(f"The run is in {output}.")
     return 0
 
 

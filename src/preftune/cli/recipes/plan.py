@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -15,6 +14,7 @@ from preftune.cli.flags.messages import echo
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.train.train_command import method_of
 from preftune.errors import RequestError
+from preftune.shell_words import word
 
 if TYPE_CHECKING:
     from preftune.cli.train.train_command import Method
@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         from preftune.cli.display.plan_table import show
 
         data = [] if asked.prompt_tokens is None else ["--data", "FILE"]
-        show(plan, [shlex.quote(word) for word in [*rest, *data]])
+        show(plan, [word(one) for one in [*rest, *data]])
     return 0 if plan.memory.fits else 1
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from preftune.amounts import counted
 from preftune.cli.flags.arguments import take_command
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.ray_flags import add_ray_options, open_pool
 from preftune.cli.train.train_command import method_of
 from preftune.errors import ConfigError
+from preftune.shell_words import command_line
 
 if TYPE_CHECKING:
     from preftune.cli.train.train_command import Method, Request
@@ -65,8 +65,8 @@ def _show(scored: Scored, method: Method, words: Sequence[str]) -> None:
     if scored.draws:
         echo("preftune: the baseline of loss_type=kto is scored in each step, from answers to other prompts.")
     new = f"{counted(scored.computed, 'completion')} scored now" if scored.computed else "nothing to score"
-    print(f"{counted(scored.rows, 'row')}: {new}, the other scores are known.")
-    print(f"Train with them:   {shlex.join(['preftune', method.name, *words])}")
+    tell(f"{counted(scored.rows, 'row')}: {new}, the other scores are known.")
+    tell(f"Train with them:   {command_line(['preftune', method.name, *words])}")
 
 
 def _score(method: Method, asked: argparse.Namespace, words: Sequence[str]) -> Scored | None:

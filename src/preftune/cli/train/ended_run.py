@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preftune.amounts import counted
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.errors import PreftuneError, RequestError
+from preftune.shell_words import command_line
 
 if TYPE_CHECKING:
     from preftune.training.trainers.recorded import RecordedTrainer
@@ -62,7 +62,7 @@ def write_page(folder: str) -> None:
 
     page = report_at_end(folder)
     if page is not None:
-        print(f"Its report:   {page}")
+        tell(f"Its report:   {page}")
 
 
 def held_out_metrics(trainer: RecordedTrainer) -> dict[str, float] | None:
@@ -121,7 +121,7 @@ def stopped(name: str, words: Sequence[str], output: Path) -> str:
         return f"Stopped. {weights} is kept, but only the weights: start a new run without --save_only_model."
     if kept is None:
         return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
-    again = shlex.join(["preftune", name, *words, "--resume"])  # the last of two --resume counts
+    again = command_line(["preftune", name, *words, "--resume"])  # the last of two --resume counts
     return f"Stopped. {kept} is kept. Continue from it with: {again}"
 
 

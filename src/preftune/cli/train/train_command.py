@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +16,12 @@ from preftune.amounts import counted
 from preftune.cli.flags.arguments import DataArguments, ModelArguments
 from preftune.cli.flags.field_names import Field, check_choices, check_names, fields_of, names_of, spoken_as_flags
 from preftune.cli.flags.help_pages import HelpPage, page
-from preftune.cli.flags.messages import echo
+from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
 from preftune.cli.train.ended_run import asked_checkpoint, held_out_metrics, judged_lines, leave, stopped, write_page
 from preftune.errors import PlanOnlyError, PreftuneError, RequestError
 from preftune.log import say, show_details, warn
+from preftune.shell_words import path_word
 
 if TYPE_CHECKING:
     from preftune.training.trainers.recorded import RecordedTrainer
@@ -106,7 +106,7 @@ class Request:
     @property
     def place(self) -> str:
         """The run directory, quoted for a shell."""
-        return shlex.quote(str(self.config.output_dir))
+        return path_word(str(self.config.output_dir))
 
     @property
     def saves_adapter(self) -> bool:
@@ -115,12 +115,12 @@ class Request:
 
     def merging(self) -> list[str]:
         """The command that merges the adapter; empty for a whole model."""
-        merged = shlex.quote(str(self.config.output_dir).rstrip("/") + "-merged")
+        merged = path_word(str(self.config.output_dir).rstrip("/") + "-merged")
         return [f"preftune merge {self.place} -o {merged}"] if self.saves_adapter else []
 
     def next_steps(self) -> list[str]:
         """Commands to use next on an aligned model."""
-        base = "" if self.saves_adapter else f" --baseline {shlex.quote(str(self.model.model_name_or_path))}"
+        base = "" if self.saves_adapter else f" --baseline {path_word(str(self.model.model_name_or_path))}"
         talk = f"Talk to it:   preftune chat --model {self.place}{base}"
         return [talk, *(f"Fold it in:   {command}" for command in self.merging())]
 
@@ -186,7 +186,7 @@ def _train(method: Method, request: Request) -> int:
 
         words = words_of_each(request.words, request.seeds, split=hasattr(request.data, "split_seed"))
         with locked(output):
-            print("\n".join(train_seeds(method.name, words, request.seeds, Path(output), echo=echo)))
+            tell("\n".join(train_seeds(method.name, words, request.seeds, Path(output), echo=echo)))
         return 0
     with locked(output, writes=os.environ.get("RANK", "0") == "0"):
         trainer, progress = prepare(method, request)
@@ -335,11 +335,11 @@ def _finish(method: Method, trainer: RecordedTrainer, request: Request) -> int:
             if config.push_to_hub:
                 echo("preftune: the model is not pushed to the hub: training has destroyed it.")
             raise PreftuneError(broken)
-        print(f"Done after {counted(steps, 'step')}. The {kind} is in {output}, its record in {output}/run.json.")
+        tell(f"Done after {counted(steps, 'step')}. The {kind} is in {output}, its record in {output}/run.json.")
         if metrics is None and method.holds_out:
             flag = "--eval_fraction 0.05" if hasattr(request.data, "eval_fraction") else "--eval_dataset_name FILE"
-            print(f"No data were held out, so there is no metric on new prompts ({flag} gives one).")
-        print("\n".join([*judged_lines(metrics or {}, output), *method.report(trainer, request, metrics)]))
+            tell(f"No data were held out, so there is no metric on new prompts ({flag} gives one).")
+        tell("\n".join([*judged_lines(metrics or {}, output), *method.report(trainer, request, metrics)]))
         if request.report:
             write_page(output)
     return 0

@@ -5,13 +5,13 @@ errors.
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from preftune.data.formats.registry import known_formats
 from preftune.errors import DatasetError, did_you_mean
+from preftune.shell_words import word
 
 CANONICAL = (
     "prompt",
@@ -212,7 +212,7 @@ def missing_columns(
             "preftune sft. Pairs need a second, worse answer in a column 'rejected'."
         )
     options = " ".join(
-        f"{canonical}={_as_word(guesses[canonical]) if canonical in guesses else f'<{canonical} column>'}"
+        f"{canonical}={word(guesses[canonical]) if canonical in guesses else f'<{canonical} column>'}"
         for canonical in CANONICAL
         if canonical in guesses or canonical in missing
     )
@@ -257,11 +257,6 @@ def _one_answer(features: Mapping[str, Any]) -> bool:
     return bool(names & {"messages", "conversations", "conversation"} or names == {"text"}) or bool(
         names & answers and names & asked
     )
-
-
-def _as_word(column: str) -> str:
-    """A column's name as one word of a command line; in bash's $'...' if it cannot be typed (it holds a newline)."""
-    return shlex.quote(column) if column.isprintable() else f"${column!r}"
 
 
 def guess_columns(wanted: Iterable[str], features: Mapping[str, Any], taken: Iterable[str] = ()) -> dict[str, str]:

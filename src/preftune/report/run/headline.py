@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from preftune.amounts import counted, duration
 from preftune.report.reading.run_files import Answers, Run, columns, short_name
 from preftune.report.reading.seeds import Seeds
+from preftune.shell_words import path_word
 from preftune.statistics.verdict_names import BELOW_BAR, FORGETFUL, level_of
 from preftune.statistics.verdict_rules import decide
 from preftune.storage.untrusted_json import Figures, at, items, mapping, number, sentences, text, truth
@@ -227,7 +227,7 @@ def next_steps(run: Run) -> list[str]:
     """What to do now: what the evaluation advises, the fix of each alarm; without an evaluation, to evaluate."""
     found = sentences(run.summary.get("next_steps"))
     if win_rate(run) is None and run.facts:
-        place = shlex.quote(str(run.folder))
+        place = path_word(str(run.folder))
         found.append(
             "Compare its answers with those of the model before training, with a judge that preftune eval --help "
             f"names: preftune eval --model {place} --judge JUDGE"

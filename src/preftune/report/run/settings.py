@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from preftune.amounts import duration
 from preftune.report.reading.run_files import Run
+from preftune.shell_words import command_line
 from preftune.storage.untrusted_json import at, items, mapping, number, text
 
 FIRST = (
@@ -99,7 +99,7 @@ def command(run: Run) -> str:
         return ""
     first, *rest = words
     is_ours = first.replace("\\", "/").endswith(("preftune/cli/main.py", "/preftune", "preftune/__main__.py"))
-    return shlex.join(["preftune", *rest] if is_ours or first == "preftune" else ["python", first, *rest])
+    return command_line(["preftune", *rest] if is_ours or first == "preftune" else ["python", first, *rest])
 
 
 def install(run: Run) -> str:
