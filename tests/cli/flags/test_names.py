@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from preftune.cli.flags.field_names import (
+    FRESH_HISTORY,
     HISTORY,
     _enum_values,
     check_choices,
@@ -24,7 +25,7 @@ from preftune.cli.flags.field_names import (
 from preftune.cli.flags.plain_parser import PlainParser
 from preftune.cli.flags.recipe import read_recipe
 from preftune.cli.main import COMMANDS
-from preftune.cli.train import dpo, online, ppo, reward, sft
+from preftune.cli.train import dpo, grpo, online, ppo, reward, sft
 from preftune.cli.train.train_command import Method, parser_of
 from preftune.errors import ConfigError, RequestError
 
@@ -110,6 +111,20 @@ def test_a_recipe_of_axolotl_says_which_model_is_missing(tmp_path: Path) -> None
 def test_flags_of_other_times_and_tools_are_answered(flag: str) -> None:
     with pytest.raises(RequestError, match=f"There is no flag {flag.partition('=')[0]}: "):
         check_names(names(dpo.METHOD), [flag], None, prog="preftune dpo")
+
+
+@pytest.mark.parametrize("method", [grpo.METHOD, ppo.METHOD, online.METHOD], ids=lambda method: method.name)
+def test_names_of_trls_scripts_lead_to_those_of_fresh_answers(method: Method) -> None:
+    """`--reward_funcs` was answered with "Did you mean --reward_ensemble?"."""
+    known = names(method)
+    for old, words in FRESH_HISTORY.items():
+        if found := re.fullmatch(r"it is called (\S+)", words):
+            assert found[1] in known, old
+    with pytest.raises(RequestError, match=r"no flag --reward_funcs: rewards are named with reward_model: .*rule:FILE"):
+        check_names(known, ["--reward_funcs", "f"], None, prog="preftune grpo")
+    with pytest.raises(RequestError, match="use_vllm runs vLLM within the training"):
+        check_names(known, ["--vllm_mode", "server"], None, prog="preftune grpo")
+    assert "reward_model" not in names(dpo.METHOD)
 
 
 def values(tmp_path: Path, text: str) -> Any:

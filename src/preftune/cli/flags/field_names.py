@@ -98,6 +98,40 @@ HISTORY = {
 }
 """Names of earlier versions and of other tools -> what to write instead."""
 
+_BY_VLLM = "use_vllm runs vLLM within the training and sets it up itself; remove it"
+FRESH_HISTORY = {
+    "reward_funcs": "rewards are named with reward_model: a reward model, exact, key-fact, length:WORDS, format:REGEX, "
+    "or rule:FILE.py:FUNCTION for a function of your own, which takes (prompt, answer, row)",
+    "reward_model_name_or_path": "it is called reward_model",
+    "reward_model_path": "it is called reward_model",
+    "reward_function": "rewards are named with reward_model (rule:FILE.py:FUNCTION for a function of your own)",
+    "sft_model_path": "it is called model_name_or_path",
+    "ref_model_path": "the reference is the model before training; remove it",
+    "judge": "a reward rates the answers: name it with reward_model; preftune online takes a judge",
+    "datasets": "prompts come from one dataset: write data",
+    "dataset_config": "prompts come from the default configuration: for another one, write its folder as data",
+    "dataset_streaming": "prompts are read whole; remove it",
+    "ignore_bias_buffers": "it is not needed to train on fresh answers; remove it",
+    "num_completions_to_print": "answers are in samples.jsonl and the report; remove it",
+    "log_completions": "answers are in samples.jsonl and the report; remove it",
+    "log_unique_prompts": "answers are in samples.jsonl and the report; remove it",
+    "cache_implementation": "the cache of generation is chosen automatically; remove it",
+    "use_transformers_paged": "batches of generation are chosen automatically; remove it",
+    "use_transformers_continuous_batching": "batches of generation are chosen automatically; remove it",
+    "router_aux_loss_coef": "no auxiliary router loss is added; remove it",
+    "cast_lm_head_to_fp32": "everything from the logits on is computed in float32; remove it",
+    "ds3_gather_for_generation": "it belongs to DeepSpeed, which is not used; remove it",
+    **dict.fromkeys(
+        (
+            *("vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_server_base_url", "vllm_server_host"),
+            *("vllm_server_port", "vllm_server_timeout", "vllm_group_port", "vllm_gpu_memory_utilization"),
+            *("vllm_max_model_length", "vllm_tensor_parallel_size"),
+        ),
+        _BY_VLLM,
+    ),
+}
+"""The same for commands that train on fresh answers, of TRL's scripts for GRPO, RLOO, PPO and online DPO."""
+
 
 def check_names(names: frozenset[str], argv: Sequence[str], recipe: Recipe | None, *, prog: str) -> None:
     """Checks every flag and every key of a recipe.
@@ -164,6 +198,9 @@ def what_of(name: str, names: Iterable[str], *, prog: str) -> str:
     missing = f"There is no flag {name}" if flag else f"there is no field {name!r}"
     if plain in HISTORY:
         return f"{missing}: {HISTORY[plain]}."
+    names = list(names)
+    if "reward_model" in names and plain in FRESH_HISTORY:
+        return f"{missing}: {FRESH_HISTORY[plain]}."
     negated = plain.startswith("no_")
     alike = [known for known in names if known.startswith("no_") == negated]
     listing = f"{prog} --help-all lists {'them ' if flag else ''}all."
