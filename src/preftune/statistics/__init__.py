@@ -21,6 +21,7 @@ clustered by prompt.
 __all__ = [
     "bradley_terry",
     "calibration",
+    "clusters",
     "confidence_sequence",
     "intervals",
     "length_control",

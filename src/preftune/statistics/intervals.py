@@ -70,7 +70,7 @@ class Verdict(NamedTuple):
 def mean_interval(
     values: Sequence[float] | Floats, clusters: Sequence[Hashable] | None = None, *, confidence: float = 0.95
 ) -> MeanInterval:
-    """Mean of clustered values with a t interval (`clusters.Clustered.uncertainty`).
+    """Mean of clustered values with a t interval (`uncertainty` in the module `clusters`).
 
     Equal values give an interval of zero width, so this is only for quantities without a natural range (lengths,
     differences); for rates use `win_rate` or `share`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
 import json
 from dataclasses import replace
@@ -399,26 +398,3 @@ def test_a_file_may_be_called_like_a_proportion(tmp_path: Path) -> None:
     path = rows_file(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}], "pairs:0.5")
     path = path.rename(path.with_name("pairs.jsonl:0.5"))
     assert len(load_pairs([path])) == 1
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("at", ["write", "fsync"])
-def test_a_full_disk_is_reported_with_the_file_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, at: str
-) -> None:
-    """The error named no path."""
-
-    def full(*args: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    source = rows_file(tmp_path, [{"prompt": "p", "chosen": "good", "rejected": "bad"}])
-    output = tmp_path / "new" / f"out.{ending}"
-    if at == "fsync":
-        monkeypatch.setattr("preftune.data.conversion.write.os.fsync", full)
-    else:
-        place = "_ParquetRows.add" if ending == "parquet" else "gzip.GzipFile.write" if "gz" in ending else "os.fsync"
-        monkeypatch.setattr(f"preftune.data.conversion.write.{place}", full)
-    with pytest.raises(OSError, match="No space left") as error:
-        convert(source, output)
-    assert error.value.filename == str(output)
-    assert list(output.parent.iterdir()) == []
