@@ -14,10 +14,19 @@ _LIBRARIES = frozenset({"accelerate", "transformers", "tokenizers", "peft", "tor
 
 
 def of_a_library(function: Any) -> bool:
-    """Whether one of the libraries wrote a function, of which their versions say what it does."""
+    """Whether one of the libraries wrote a function or a class, of which their versions say what it does."""
+    while isinstance(function, functools.partial):
+        function = function.func
     function = getattr(function, "__func__", function)
     maker = str(getattr(function, "__module__", None) or type(function).__module__)
     return maker.partition(".")[0] in _LIBRARIES
+
+
+def own_functions(thing: Any) -> list[str]:
+    """Digests of the functions of an object that no library wrote: those of its classes, and those set on it."""
+    own = [vars(one) for one in type(thing).__mro__ if one is not object and not of_a_library(one)]
+    functions = [(key, getattr(value, "fget", value)) for held in (*own, vars(thing)) for key, value in held.items()]
+    return [f"{key} {written(one)}" for key, one in functions if callable(one) and not of_a_library(one)]
 
 
 def is_plain(value: Any) -> bool:

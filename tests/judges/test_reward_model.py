@@ -75,6 +75,17 @@ def test_scores_are_kept_under_the_models_content(tmp_path: Path, monkeypatch) -
     cache.close()
 
 
+def test_a_model_that_changes_in_memory_keeps_its_scores_under_what_it_is(tmp_path: Path) -> None:
+    cache, model = VerdictCache(tmp_path / "verdicts"), tiny_reward_model()
+    scorer = RewardModel.held(model, tiny_tokenizer(), name="rm", cache=cache)
+    before = scorer.score_all(ITEMS)
+    with torch.no_grad():
+        model.score.weight.mul_(2)
+    assert scorer.score_all(ITEMS) == pytest.approx([2 * (score or 0) for score in before])
+    assert RewardModel.held(tiny_reward_model(), tiny_tokenizer(), name="rm", cache=cache).score_all(ITEMS) == before
+    cache.close()
+
+
 def test_without_a_template_prompt_and_answer_are_two_texts(tmp_path: Path) -> None:
     scorer = open_reward_model(saved(tmp_path / "rm", template=False)).load()
     assert scorer(CHAT, "a", {}) == scorer("What is it?", "a", {})

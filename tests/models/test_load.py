@@ -100,6 +100,14 @@ def test_an_adapters_base_may_lie_beside_it(shelf: Path, tmp_path: Path) -> None
         load_model(copy, base_model=tmp_path / "narrow")
 
 
+def test_a_folder_without_a_model_is_no_suggestion(shelf: Path) -> None:
+    (shelf / "tiny-lamas").mkdir()
+    with pytest.raises(ModelError) as caught:
+        load_model(shelf / "tiny-lama")
+    assert "tiny-lamas" not in str(caught.value)
+    assert "tiny-llama" in str(caught.value)
+
+
 def test_a_misspelt_path_gets_near_names(shelf: Path) -> None:
     with pytest.raises(ModelError, match=r"Did you mean .*tiny-llama\?"):
         load_model(shelf / "tiny-lama")

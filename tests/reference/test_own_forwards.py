@@ -124,3 +124,40 @@ def test_a_function_that_holds_itself_is_read_once():
     model = random_model()
     model.model.layers[0].mlp.forward = forward
     assert of(model) == of(model) != of(random_model())
+
+
+def louder_helper(module):
+    class Louder(type(module)):
+        def _norm(self, x):
+            return 2 * super()._norm(x)
+
+    module.__class__ = Louder
+
+
+def helper_of_its_own(module):
+    module._norm = lambda x: 2 * x
+
+
+def function_of_a_library(module):
+    module.forward = torch.nn.functional.silu
+
+
+def number_called_p(module):
+    class Louder(type(module)):
+        def forward(self, x):
+            return self.p * super().forward(x)
+
+    module.__class__, module.p = Louder, 2.0
+
+
+@pytest.mark.parametrize("change", [louder_helper, helper_of_its_own, function_of_a_library, number_called_p])
+def test_every_function_and_value_of_a_changed_module_counts(change):
+    model = random_model()
+    norm = model.model.layers[0].input_layernorm
+    before = of(model)
+    change(norm)
+    changed = of(model)
+    assert changed != before
+    if change is number_called_p:
+        norm.p = 3.0
+        assert of(model) != changed

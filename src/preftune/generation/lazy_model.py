@@ -41,7 +41,7 @@ class ModelSource:
         self._model: Any = None
         self._tokenizer: Any = None
         self._identity: str | None = None
-        self._is_held = False
+        self._held: HeldIdentity | None = None
 
     @classmethod
     def held(cls, model: Any, tokenizer: Any, *, name: str) -> ModelSource:
@@ -52,8 +52,8 @@ class ModelSource:
         source._model, source._tokenizer = model.eval(), tokenizer
         generation = getattr(model, "generation_config", None)
         as_json = None if generation is None else generation.to_json_string()
-        source._identity = identity_in_memory(model, tokenizer, as_json)
-        source._is_held = True
+        source._identity = None
+        source._held = HeldIdentity(model, tokenizer, as_json)
         return source
 
     @property
@@ -74,6 +74,8 @@ class ModelSource:
 
     @property
     def identity(self) -> str:
+        if self._held is not None:
+            return self._held()
         if self._identity is None:
             digest = xxhash.xxh3_128(repr(sorted(self._options.items())).encode())
             digest.update(contents(self.place))
@@ -101,7 +103,7 @@ class ModelSource:
     @property
     def generation_config(self) -> Any:
         """The model's generation config, read without its weights; None if there is none."""
-        if self._is_held:
+        if self._held is not None:
             return getattr(self._model, "generation_config", None)
         from preftune.models.attach import generation_config_of
 
@@ -127,7 +129,7 @@ class ModelSource:
 
     def release(self) -> None:
         """Releases the weights, which are loaded again when needed; a model that was passed in is kept."""
-        if self._model is None or self._is_held:
+        if self._model is None or self._held is not None:
             return
         import torch
 
@@ -152,6 +154,22 @@ def identity_in_memory(model: Any, tokenizer: Any, *more: Any) -> str:
         get: Any = getattr(tokenizer, "get_vocab", dict)
         vocabulary = sorted(get().items())
     return digest([fingerprint(model, adapters=True), tokenizer.chat_template, vocabulary, *more])
+
+
+class HeldIdentity:
+    """`identity_in_memory` of a model that a program holds and may change, computed again when its weights were."""
+
+    def __init__(self, model: Any, tokenizer: Any, *more: Any) -> None:
+        self._of, self._state, self._digest = (model, tokenizer, *more), None, ""
+        self()
+
+    def __call__(self) -> str:
+        from preftune.reference.sources import state_of
+
+        state: Any = state_of(self._of[0])
+        if state != self._state:
+            self._state, self._digest = state, identity_in_memory(*self._of)
+        return self._digest
 
 
 def contents(place: Location) -> bytes:

@@ -11,7 +11,7 @@ from preftune.amounts import counted
 from preftune.data.chat.tool_calls import apply_template
 from preftune.errors import ModelError, RequestError
 from preftune.generation.backends import template_of
-from preftune.generation.lazy_model import ModelSource, identity_in_memory
+from preftune.generation.lazy_model import HeldIdentity, ModelSource
 from preftune.judges.cache import VerdictCache, verdict_key
 from preftune.judges.pairwise_llm import as_transcript
 from preftune.judges.protocol import Item, Progress
@@ -31,7 +31,7 @@ class RewardModel:
         load: Callable[[], tuple[Any, Any]],
         *,
         name: str,
-        identity: str,
+        identity: str | Callable[[], str],
         cache: VerdictCache | None = None,
         batch_size: int = 16,
         form: Form | None = None,
@@ -41,22 +41,26 @@ class RewardModel:
             form: what a model of preftune's own was trained on, if it is one.
             load: gives a sequence classifier with one label, in whose units the scores are, and its tokenizer; called
                 when the first score is computed.
-            identity: of the model and how it is loaded; scores are kept under it.
+            identity: of the model and how it is loaded, or what gives it; scores are kept under it.
         """
         if batch_size < 1:
             raise RequestError(f"--batch_size {batch_size}: give at least 1.")
         self.name = name
-        self.cache_key = verdict_key("reward", identity) if form is None else verdict_key("reward", identity, form)
-        self._form = form
+        self._identity, self._form = identity, form
         self._load = load
         self._cache, self._batch_size = cache, batch_size
 
     @classmethod
     def held(cls, model: Any, tokenizer: Any, *, name: str, **options: Any) -> RewardModel:
-        """Of a model in memory, as it is now. Raises: ModelError for one with several labels."""
+        """Of a model in memory, as it is when it scores. Raises: ModelError for one with several labels."""
         _settle(model, tokenizer, name)
-        identity = identity_in_memory(model, tokenizer, model.config.get_text_config().pad_token_id)
+        identity = HeldIdentity(model, tokenizer, model.config.get_text_config().pad_token_id)
         return cls(lambda: (model, tokenizer), name=name, identity=identity, **options)
+
+    @property
+    def cache_key(self) -> str:
+        identity = self._identity if isinstance(self._identity, str) else self._identity()
+        return verdict_key("reward", identity) if self._form is None else verdict_key("reward", identity, self._form)
 
     def load(self) -> RewardModel:
         """Loads the model now, so that errors are reported at once."""
@@ -93,7 +97,8 @@ class RewardModel:
         Raises: ModelError for an answer that does not fit.
         """
         asked = [(prompt, answer, template_of(row)) for prompt, answer, row in items]
-        keys = [verdict_key(self.cache_key, *(part for part in one if part != {})) for one in asked]
+        own = self.cache_key
+        keys = [verdict_key(own, *(part for part in one if part != {})) for one in asked]
         found: dict[str, float] = {} if self._cache is None else self._cache.get(keys)
         wanted = dict(zip(keys, asked, strict=True))
         missing = {key: self._encode(*item) for key, item in wanted.items() if key not in found}

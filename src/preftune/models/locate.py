@@ -149,7 +149,7 @@ def _check_of_this_run(folder: Path) -> None:
     facts = run_facts(folder)
     own, outcome = facts.get("id"), facts.get("outcome")
     known = run_of_weights(folder)
-    if own is None or known is None or known[0] == own:
+    if not isinstance(own, str) or known is None or known[0] == own:
         return
     _check_not_being_written(folder)
     newer = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")]
@@ -225,12 +225,21 @@ def _near_folders(path: Path) -> str:
         missing, parent = parent.name, parent.parent
     if not parent.is_dir():
         return ""
-    candidates = [e.name for e in parent.iterdir() if e.is_dir() or e.suffix == ".gguf"]
+    last = missing == path.name  # a folder on the way to a model need not be one
+    candidates = [
+        e.name for e in parent.iterdir() if e.suffix == ".gguf" or (e.is_dir() and (not last or _is_model(e)))
+    ]
     near = difflib.get_close_matches(missing, candidates, n=3, cutoff=0.5)
     rest = path.relative_to(parent).parts[1:]
     if not near:
         return f" ({parent.resolve()} exists, but nothing in it has a similar name.)"
     return f" Did you mean {' or '.join(str(Path(parent, name, *rest)) for name in near)}?"
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder may be named as a model: it, or a folder in it, has a model's configuration."""
+    names = ("config.json", ADAPTER_CONFIG, "run.json")
+    return any((folder / name).is_file() for name in names) or any(folder.glob("*/config.json"))
 
 
 def _locate_on_hub(name: str, revision: str | None) -> Location:

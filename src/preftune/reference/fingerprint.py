@@ -26,7 +26,7 @@ from preftune.errors import PreftuneError
 from preftune.logps.layers.rope import unscaled_rope
 from preftune.models.load import meta_copy
 from preftune.models.shards import whole
-from preftune.own_code import is_plain, of_a_library, written
+from preftune.own_code import is_plain, of_a_library, own_functions, written
 from preftune.reference.module_settings import (
     canonical,
     changed_settings,
@@ -118,7 +118,7 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
             continue
         digest.update(canonical(name).encode())
         _update(digest, tensor)
-    for fact in (*_settings_changed_in(base), *_hooks_of(base), *_forwards_of(base)):
+    for fact in (*_settings_changed_in(base), *_hooks_of(base), *_own_code_of(base)):
         digest.update(fact.encode())
     for fact in _shared_layers_of(model, prefixes):
         digest.update(fact.encode())
@@ -202,14 +202,20 @@ def _hooks_of(model: nn.Module) -> Iterator[str]:
                     yield f"{canonical(name)} {kind} {_of_this_process(hook)} {written(hook)}"
 
 
-def _forwards_of(model: nn.Module) -> Iterator[str]:
-    """The code of modules that no library wrote (a subclass, a class or a module with its own forward, code that came
-    with a model), and the values that they hold as attributes. Functions that this code calls are not included.
+def _own_code_of(model: nn.Module) -> Iterator[str]:
+    """The code of modules that no library wrote (a subclass, a module with a function of its own, code that came with a
+    model), and the values that they hold as attributes. Functions that this code calls by a global name are not
+    included.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: canonical(item[0])):
-        if not of_a_library(module.forward):
-            yield f"{canonical(name)} computes {written(module.forward)}"
-            yield from (f"{canonical(name)} {key} {value}" for key, value in plain_attributes(module))
+        found = own_functions(module)
+        replaced = vars(module).get("forward")
+        maker = str(getattr(replaced, "__module__", None) or type(replaced).__module__).partition(".")[0]
+        if replaced is not None and name and maker not in ("accelerate", "preftune"):  # they change no value
+            found.append(f"forward {written(replaced)}")
+        if found:
+            held = ((key, value) for key, value in vars(module).items() if key != "training" and is_plain(value))
+            yield from (f"{canonical(name)} {fact}" for fact in (*found, *(f"{k}={v!r}" for k, v in sorted(held))))
 
 
 _NUMBERS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()

@@ -236,7 +236,7 @@ class ExplicitModel:
         self._engine = engine
         self._held: nn.Module | None = model
         self._weak = weakref.ref(model)
-        self._state = _state_of(model)
+        self._state = state_of(model)
 
     @property
     def model(self) -> nn.Module | None:
@@ -265,13 +265,13 @@ class ExplicitModel:
                 "Rows without a reference score appeared after the ref_model was released. Pass this data as "
                 "eval_dataset when the trainer is made, or keep the ref_model in a variable until the end."
             )
-        if self._held is None and _state_of(reference) != self._state:
+        if self._held is None and state_of(reference) != self._state:
             if not self.unchanged(model):
                 raise ReferenceMismatchError(
                     "Rows without a reference score appeared after the weights of the ref_model were changed. Pass "
                     "this data as eval_dataset when the trainer is made, or do not change the ref_model until the end."
                 )
-            self._state = _state_of(reference)
+            self._state = state_of(reference)
         if not is_sharded(reference):
             reference.to(batch.input_ids.device)
         with inference(reference):
@@ -344,7 +344,7 @@ def trainable(model: nn.Module) -> set[str]:
     return {name for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
 
 
-def _state_of(model: nn.Module) -> list[tuple[int, int]]:
+def state_of(model: nn.Module) -> list[tuple[int, int]]:
     """The address and version counter of each weight: a cheap check that nothing was changed in place."""
     return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
 

@@ -196,3 +196,18 @@ def test_another_reference_is_named(tmp_path, capsys):
     assert "Not carried over: ref_model_adapters. sft is NOT part of the reference" in said
     _, said = converted(tmp_path, FACTORY + "stage: dpo\ndataset: p\nref_model: some/model\n", capsys)
     assert "ref_model" not in said
+
+
+def test_the_data_of_llama_factory_are_those_of_the_folder_its_commands_run_in(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its examples are two folders below the one of `dataset_dir: data`."""
+    info = {"pairs": {"file_name": "pairs.json", "ranking": True, "columns": {"chosen": "good", "rejected": "bad"}}}
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(info))
+    (recipes := tmp_path / "examples" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    settings, said = converted(recipes, FACTORY + "stage: dpo\ndataset: pairs\ndataset_dir: data\n", capsys)
+    assert settings["dataset_name"] == [str(tmp_path / "data" / "pairs.json")]
+    assert settings["columns"] == ["chosen=good", "rejected=bad"]
+    assert "dataset_info.json" not in said

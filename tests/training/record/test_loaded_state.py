@@ -13,7 +13,8 @@ import torch
 
 from preftune.errors import CheckpointError, ConfigError
 from preftune.training.record.manifest import FILE, size_and_hash
-from tests.training.dpo_runs import lora_model, trainer
+from tests.training.dpo_runs import logged, lora_model, trainer
+from tiny import rows
 
 OPTIMISER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 Change = Callable[[Any], Any]
@@ -106,3 +107,49 @@ def test_a_field_of_another_transformers_is_named(checkpoint: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "foo": 1}))
     with pytest.raises(ConfigError, match="has the field foo, which the installed transformers does not know"):
         resume(checkpoint)
+
+
+class Counting(torch.optim.SGD):
+    """Keeps a count in its groups, as schedule-free optimisers do."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=1e-2)
+        for one in self.param_groups:
+            one["k"] = 0
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        for one in self.param_groups:
+            one["k"] += 1
+        return super().step(closure)
+
+
+def test_a_longer_run_keeps_what_an_optimiser_counts_in_its_groups(tmp_path: Path) -> None:
+    for steps in (2, 4):
+        model = lora_model()
+        optimizer = Counting([p for p in model.parameters() if p.requires_grad])
+        options = {"max_steps": steps, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+        run = trainer(model, tmp_path, optimizers=(optimizer, None), **options)
+        run.train(resume_from_checkpoint=None if steps == 2 else str(tmp_path / "checkpoint-2"))
+    assert optimizer.param_groups[0]["k"] == 4
+
+
+def test_a_changed_rate_holds_for_a_schedule_that_follows_a_metric(tmp_path: Path) -> None:
+    options = {
+        "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1,
+        "eval_dataset": rows(4), "lr_scheduler_type": "reduce_lr_on_plateau",
+    }  # fmt: skip
+    trainer(lora_model(), tmp_path, learning_rate=1e-2, lr_scheduler_kwargs={"patience": 9}, **options).train()
+    changed = {"learning_rate": 1e-3, "lr_scheduler_kwargs": {"patience": 8}, "allow_changed": True}
+    run = trainer(lora_model(), tmp_path, **changed, **options)
+    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert logged(run, "learning_rate")[-2:] == pytest.approx([1e-3, 1e-3])
+    assert run.lr_scheduler.patience == 8
+
+
+def test_a_schedule_of_another_kind_is_named(tmp_path: Path) -> None:
+    options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 1}
+    trainer(lora_model(), tmp_path, eval_dataset=rows(4), **options).train()
+    other = {"lr_scheduler_type": "reduce_lr_on_plateau", "allow_changed": True}
+    run = trainer(lora_model(), tmp_path, eval_dataset=rows(4), **other, **options)
+    with pytest.raises(CheckpointError, match="is it one of another lr_scheduler_type"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -234,6 +234,28 @@ def test_a_warm_up_from_zero_is_no_fault_and_the_first_step_with_a_rate_is_the_o
     assert wrong.state.global_step == 1
 
 
+class Silent(torch.optim.SGD):
+    """Moves nothing in its first steps, at a rate of its own, as schedule-free RAdam."""
+
+    def step(self, closure: Any = None) -> Any:
+        steps = self.state.setdefault("steps", 0)
+        self.state["steps"] = steps + 1
+        for group in self.param_groups:
+            group["scheduled_lr"] = 0.0 if steps < self.silent else group["lr"]
+        return super().step(closure) if steps >= self.silent else None
+
+
+def test_steps_in_which_an_optimiser_only_collects_are_no_fault(tmp_path):
+    for silent, moves in ((2, True), (99, False)):
+        model = lora_model()
+        before = weights_of(trainer(model, tmp_path / str(silent)))
+        optimizer = Silent([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        optimizer.silent = silent
+        run = trainer(model, tmp_path / str(silent), optimizers=(optimizer, None), max_steps=4)
+        run.train()
+        assert any(not torch.equal(p, before[name]) for name, p in run.model.named_parameters()) == moves
+
+
 # --- at any step: NaN ---
 
 

@@ -144,7 +144,10 @@ def _lose_type(carried: Carried, kind: Any, columns: Mapping[str, str], key: str
             "look at the first pairs with preftune convert."
         )
     elif columns:
-        reason = "Of it, the columns are carried over (columns)."
+        reason = "Of it, the columns are carried over (columns); the prompt is written by the model's chat template."
     else:
-        reason = "The shape of the rows is recognised (format names it)."
+        reason = (
+            "The shape of the rows is recognised (format names it); the prompt is written by the model's chat "
+            "template, without the text and marks that the type puts around it."
+        )
     carried.lost[f"{key}: type {kind}"] = reason

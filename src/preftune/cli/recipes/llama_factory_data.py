@@ -40,10 +40,11 @@ def read(carried: Carried, folder: Path) -> None:
     """Carries over the data of a recipe.
 
     Args:
-        folder: of the recipe, to which paths are relative.
+        folder: of the recipe, to which paths are relative; LLaMA-Factory's own are relative to the current folder.
     """
     listed = Path(str(carried.take("dataset_dir", "data")))
-    known = _dataset_info(listed if listed.is_absolute() else folder / listed, folder)
+    places = [listed] if listed.is_absolute() else [folder / listed, Path.cwd() / listed, folder]
+    known = _dataset_info(*places)
     samples = carried.take("max_samples")
     for key in ("dataset", "eval_dataset"):
         names = carried.take(key)

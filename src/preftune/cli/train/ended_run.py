@@ -121,8 +121,17 @@ def stopped(name: str, words: Sequence[str], output: Path) -> str:
         return f"Stopped. {weights} is kept, but only the weights: start a new run without --save_only_model."
     if kept is None:
         return f"Stopped before the first checkpoint: nothing to resume. {output} keeps the log."
-    again = command_line(["preftune", name, *words, "--resume"])  # the last of two --resume counts
+    again = command_line(
+        ["preftune", name, *words, *([] if _resumes_newest(words) else ["--resume"])]
+    )  # the last of two counts
     return f"Stopped. {kept} is kept. Continue from it with: {again}"
+
+
+def _resumes_newest(words: Sequence[str]) -> bool:
+    """Whether a command line resumes from the newest checkpoint already, and not from a named one."""
+    after = dict(zip(words, [*words, "--"][1:], strict=False))
+    value = after.get("--resume", "")
+    return "--resume=auto" in words or value == "auto" or value.startswith("-")
 
 
 def asked_checkpoint(values: argparse.Namespace) -> str | bool | None:

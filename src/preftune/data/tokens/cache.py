@@ -36,7 +36,7 @@ from preftune.data.tokens.report import AnyReport, DemonstrationReport, Labelled
 from preftune.data.tokens.tokenize import Rows, tokenize_demonstrations, tokenize_labelled, tokenize_pairs
 from preftune.data.tokens_version import TOKENS_VERSION
 from preftune.log import warn
-from preftune.own_code import of_a_library, written
+from preftune.own_code import own_functions
 from preftune.storage.atomic import sweep
 from preftune.storage.cache_folder import cache_folder, make_private
 from preftune.storage.freed_memory import give_back
@@ -155,17 +155,9 @@ def keys_of_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | N
         json.dumps(tokenizer.init_kwargs, sort_keys=True, default=str),
         json.dumps([tokenizer.bos_token_id, tokenizer.eos_token_id]),
         json.dumps(_set_on(tokenizer), sort_keys=True),
-        *_own_code(tokenizer),
+        *own_functions(tokenizer),
     ]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
-
-
-def _own_code(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Digests of the functions of a tokenizer that no library wrote: those of its classes, those set on it."""
-    own = [vars(one) for one in type(tokenizer).__mro__ if one is not object and not of_a_library(one)]
-    functions = [(key, value) for held in (*own, vars(tokenizer)) for key, value in held.items()]
-    functions = [(key, getattr(value, "fget", value)) for key, value in functions]
-    return [f"{key} {written(one)}" for key, one in functions if callable(one) and not of_a_library(one)]
 
 
 def _set_on(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

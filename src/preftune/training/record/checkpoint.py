@@ -219,7 +219,9 @@ def check_schedule(scheduler: Any, made: Mapping[str, Any], *, step: int, same: 
     for key, value in vars(scheduler).items():
         expected = made.get(key)
         changed = value is not expected if key == "optimizer" else not _like(value, expected)
-        if (key in made and changed) or (key not in made and hasattr(type(scheduler), key)):
+        if key not in made and hasattr(type(scheduler), key):
+            raise ValueError(f"the schedule has {key}={value!r:.60}; is it one of another lr_scheduler_type?")
+        if key in made and changed:
             raise ValueError(f"the schedule has {key}={value!r:.60}, where the run has {expected!r:.60}")
     at, rates = vars(scheduler).get("last_epoch", 0), made.get("base_lrs")
     if not 0 <= at <= step:

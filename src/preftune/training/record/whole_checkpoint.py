@@ -26,13 +26,16 @@ from preftune.training.record.checkpoint import check_optimizer, check_schedule
 from preftune.training.record.earlier_run import WRITING
 from preftune.training.record.limits import Limits
 from preftune.training.record.manifest import FILE as MANIFEST
-from preftune.training.record.manifest import write_manifest
+from preftune.training.record.manifest import read_manifest, write_manifest
 from preftune.training.record.prompt_encoder import is_prompt_encoder_alone, load_prompt_encoder
 from preftune.training.record.run_record import RunRecord
 from preftune.training.record.same_run import best_by, facts_of
 from preftune.training.record.saved_model import SavingTrainer
 from preftune.training.record.scaling import is_scaled_as, restore_scaling
 from preftune.training.record.stopping import StopSignals, error_of
+
+_SETTINGS = ("weight_decay", "betas", "eps", "initial_lr")
+"""Settings of an optimiser's groups that the configuration makes."""
 
 
 class CheckpointedTrainer(SavingTrainer):
@@ -232,7 +235,6 @@ class CheckpointedTrainer(SavingTrainer):
         fresh = [
             {name: value for name, value in group.items() if name not in ("params", "lr")} for group in self._groups()
         ]
-        rates = list(getattr(self.lr_scheduler, "base_lrs", []))
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         made = dict(vars(schedule)) if schedule is not None else {}
         with readable(checkpoint):
@@ -242,20 +244,37 @@ class CheckpointedTrainer(SavingTrainer):
                 check_optimizer(self.optimizer, fresh, self.model.named_parameters(), step=step, same=same)
             if schedule is not None:
                 check_schedule(schedule, made, step=step, same=same)
-        if not self._resume_changed or self.optimizer is None:
+        if self._resume_changed and self.optimizer is not None:
+            self._apply_settings(fresh, made, Path(checkpoint))
+
+    def _apply_settings(self, fresh: list[dict[str, Any]], made: Mapping[str, Any], checkpoint: Path) -> None:
+        """Gives the loaded optimiser and schedule the settings of this run.
+
+        Args:
+            fresh: settings of the optimiser's groups as the run makes them.
+            made: attributes of the schedule as the run makes them.
+        """
+        asked = {one.partition("=")[0].strip() for one in (self.args.optim_args or "").split(",")}
+        for group, new in zip(self._groups(), fresh, strict=True):  # others are counters, of schedule-free ones
+            group.update({name: new[name] for name in new if name in {*_SETTINGS, *asked}})
+        schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        for name in {*(self.args.lr_scheduler_kwargs or {})} & made.keys():
+            setattr(schedule, name, made[name])
+        factors = getattr(schedule, "lr_lambdas", None)
+        manifest = read_manifest(checkpoint)
+        before = (manifest.facts.get("settings") or {}).get("learning_rate") if manifest is not None else None
+        if factors is not None:
+            # the last rate of a schedule that had ended is 0, and would be that of the next step
+            schedule.base_lrs = made["base_lrs"]
+            now = [rate * factor(schedule.last_epoch) for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+        elif isinstance(before, float) and before > 0:  # a schedule that follows a metric knows factors alone
+            now = [float(group["lr"]) * float(self.args.learning_rate or 0) / before for group in self._groups()]
+        else:
             return
-        for group, new in zip(self._groups(), fresh, strict=True):
-            group.update(new)
-        factors = getattr(self.lr_scheduler, "lr_lambdas", None)
-        if (
-            factors is not None and self.lr_scheduler is not None
-        ):  # the last rate of a schedule that had ended is 0, and would be that of the next step
-            at = self.lr_scheduler.last_epoch
-            self.lr_scheduler.base_lrs = rates
-            now = [rate * factor(at) for rate, factor in zip(rates, factors, strict=True)]
-            self.lr_scheduler._last_lr = now
-            for group, rate in zip(self._groups(), now, strict=True):
-                group["lr"] = rate
+        if schedule is not None:
+            schedule._last_lr = now
+        for group, rate in zip(self._groups(), now, strict=True):
+            group["lr"] = rate
 
     def _groups(self) -> list[dict[str, Any]]:
         return self.optimizer.param_groups if self.optimizer is not None else []

@@ -79,7 +79,10 @@ def make_reference(trainer: ReferencedTrainerView, ref_model: Any, *, trained: C
             shard_model(ref_model, trainer.args.sharding, trainer.args.device)
         settle_compilation(ref_model, trainer.args)
         source, scored_by = ExplicitModel(ref_model, ref_engine), ref_engine.name
-    say(f"reference: {source.description}.")
+    if trainer.objective.needs_reference:
+        say(f"reference: {source.description}.")
+    else:
+        say("reference: none for the loss; the guard compares answers to its own prompts with the model as received.")
     store = None
     if trainer.args.reference_cache and not moves:
         if trainer.args.torch_compile:  # other kernels round differently, so scores of an uncompiled run are not reused

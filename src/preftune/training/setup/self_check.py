@@ -263,8 +263,10 @@ class FirstStepCallback(TrainerCallback):
             return
         name, parameter, before = self._watched
         moved = not torch.equal(local(parameter.detach()), before)
-        self._watched, self._done = None, True
-        if not moved:
+        # schedule-free RAdam collects moments first, at a rate of 0
+        silent = all(group.get("scheduled_lr") == 0 for group in kwargs["optimizer"].param_groups)
+        self._watched, self._done = None, moved or not silent
+        if self._done and not moved:
             raise SelfCheckError(
                 f"the first optimiser step changed nothing: {name} ({str(parameter.dtype).removeprefix('torch.')}) is "
                 f"unchanged bit for bit, with learning_rate={args.learning_rate:g}. The update is smaller than the "
