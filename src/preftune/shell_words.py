@@ -22,9 +22,14 @@ def word(text: str) -> str:
     return "$'" + "".join(map(_escaped, text)) + "'"
 
 
+_NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
 def _escaped(character: str) -> str:
     if character in "\\'":
         return f"\\{character}"
+    if character in _NAMED:
+        return _NAMED[character]
     if character.isprintable():
         return character
     code = ord(character)
