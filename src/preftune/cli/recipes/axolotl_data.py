@@ -140,8 +140,8 @@ def _lose_type(carried: Carried, kind: Any, columns: Mapping[str, str], key: str
         return
     if str(kind).partition(".")[0] not in _STRATEGIES:
         reason = (
-            "It is none of Axolotl's own types, and what it does to the rows is not done. Do it before training, and "
-            "look at the first pairs with preftune convert."
+            "This is not one of Axolotl's own types, and its changes to the rows are not applied. Apply them before "
+            "training, and look at the first pairs with preftune convert."
         )
     elif columns:
         reason = "Of it, the columns are carried over (columns); the prompt is written by the model's chat template."

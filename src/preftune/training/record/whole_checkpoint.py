@@ -34,7 +34,7 @@ from preftune.training.record.saved_model import SavingTrainer
 from preftune.training.record.scaling import is_scaled_as, restore_scaling
 from preftune.training.record.stopping import StopSignals, error_of
 
-_SETTINGS = ("weight_decay", "betas", "eps", "initial_lr")
+_CONFIGURED = ("weight_decay", "betas", "eps", "initial_lr")
 """Settings of an optimiser's groups that the configuration makes."""
 
 
@@ -256,7 +256,7 @@ class CheckpointedTrainer(SavingTrainer):
         """
         asked = {one.partition("=")[0].strip() for one in (self.args.optim_args or "").split(",")}
         for group, new in zip(self._groups(), fresh, strict=True):  # others are counters, of schedule-free ones
-            group.update({name: new[name] for name in new if name in {*_SETTINGS, *asked}})
+            group.update({name: new[name] for name in new if name in {*_CONFIGURED, *asked}})
         schedule: Any = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
         for name in {*(self.args.lr_scheduler_kwargs or {})} & made.keys():
             setattr(schedule, name, made[name])

@@ -31,6 +31,7 @@ class EvaluatedTrainer(RecordedTrainer):
     train_dataset: GroupDataset
     eval_dataset: GroupDataset | dict[str, GroupDataset] | None
     engine_error_unit: ClassVar[str] = "nat per token"
+    """What `engine_error` is measured in."""
     _engine_checked = False
     columns: ClassVar[Sequence[str]]
     """Names of the columns of what `batch_loss` gives for the metrics."""
