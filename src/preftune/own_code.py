@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from numbers import Number
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 _LIBRARIES = frozenset({"accelerate", "transformers", "tokenizers", "peft", "torch", "bitsandbytes", "preftune"})
@@ -33,12 +33,12 @@ def is_plain(value: Any) -> bool:
     """Whether a value is a number, a switch, a text, None, or a list of them."""
     if isinstance(value, tuple | list):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, Number | str)
+    return value is None or isinstance(value, Number | str | bytes)
 
 
 def written(value: Any, depth: int = 3) -> str:
-    """A digest of a function's code and the values that it holds, or of a value; the same in every process. What is
-    neither plain, nor a tensor, nor a function counts by its class.
+    """A digest of a function's code and the values that it holds or names, or of a value; the same in every process.
+    What is neither plain, nor a mapping, nor a tensor or array, nor a function counts by its class.
 
     Args:
         depth: how many functions in functions are read; a function may hold itself.
@@ -48,16 +48,20 @@ def written(value: Any, depth: int = 3) -> str:
     if hasattr(value, "untyped_storage"):  # a tensor, without the import of torch for what holds none
         import torch
 
-        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        return hashlib.blake2b(content, digest_size=8).hexdigest()
+        value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    if hasattr(value, "tobytes") and not getattr(getattr(value, "dtype", None), "hasobject", False):  # an array
+        return hashlib.blake2b(value.tobytes(), digest_size=8).hexdigest()
     function = getattr(value, "__func__", value)
     if depth == 0:
         return type(value).__qualname__
-    if isinstance(value, functools.partial):
+    if isinstance(value, Mapping):
+        code, held = type(value).__qualname__, tuple(one for pair in value.items() for one in pair)
+    elif isinstance(value, functools.partial):
         code, held = written(value.func, depth - 1), (*value.args, *_pairs(value.keywords))
     elif hasattr(function, "__code__"):
         code = repr(_instructions(function.__code__))
         held = (*(function.__defaults__ or ()), *_cells(function), *_pairs(function.__kwdefaults__ or {}))
+        held += tuple(_named(function.__code__, function.__globals__))
     elif hasattr(call := vars(type(value)).get("__call__"), "__code__"):
         code, held = type(value).__qualname__, (call, *_pairs(vars(value)))
     else:  # a function that is not Python's has a name
@@ -70,6 +74,20 @@ def _cells(function: Any) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # not assigned yet
             yield cell.cell_contents
+
+
+def _named(code: CodeType, values: Mapping[str, Any]) -> Iterator[Any]:
+    """The module's variables and functions that a code and the codes in it name, without classes, modules, and what a
+    library wrote.
+    """
+    for name in code.co_names:
+        value = values.get(name)
+        known = isinstance(value, type | ModuleType) or (callable(value) and of_a_library(value))
+        if name in values and not known:
+            yield value
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _named(constant, values)
 
 
 def _pairs(values: Mapping[str, Any]) -> list[Any]:

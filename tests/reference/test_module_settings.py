@@ -43,6 +43,8 @@ def other(value: Any) -> Any:
         return not value
     if isinstance(value, int):
         return value + 1
+    if isinstance(value, Tensor) and value.dim():
+        return value.flip(0)
     return value * 1.5 + 0.1 if isinstance(value, float) else value
 
 

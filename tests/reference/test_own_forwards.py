@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from types import MethodType
+from types import FunctionType, MethodType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -78,7 +79,44 @@ def through(inner):
     return forward
 
 
+FACTOR: object = None
+"""Of the forwards below."""
+FACTORS: dict[str, object] = {}
+times_factor = print
+
+
+def by_global(factor):
+    def forward(x):
+        return FACTOR * x
+
+    return with_globals(forward, FACTOR=factor)
+
+
+def by_global_in_a_nested_function(factor):
+    def forward(x):
+        return [FACTORS["mlp"] * one for one in x]
+
+    return with_globals(forward, FACTORS={"mlp": factor})
+
+
+def by_global_function(factor):
+    def forward(x):
+        return times_factor(x)
+
+    return with_globals(forward, times_factor=times(factor))
+
+
+def with_globals(function, **values):
+    """The function as if its module had these variables, as it has in another run of an edited program."""
+    return FunctionType(function.__code__, {**function.__globals__, **values})
+
+
 FORWARDS = {
+    "global number": by_global,
+    "global tensor": lambda factor: by_global(torch.tensor(float(factor))),
+    "global array": lambda factor: by_global(np.array([factor])),
+    "global mapping": by_global_in_a_nested_function,
+    "global function": by_global_function,
     "number in a closure": times,
     "tensor in a closure": lambda factor: times(torch.tensor(float(factor))),
     "function in a closure": lambda factor: through(times(factor)),

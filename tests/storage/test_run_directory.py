@@ -20,7 +20,7 @@ from preftune.errors import ReferenceMismatchError, RequestError
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.secret_values import without_secrets
 from preftune.storage.jsonl import read_lines
-from preftune.storage.run_directory import append_line, check_writable, cut_back, plain, write_json
+from preftune.storage.run_directory import append_line, check_writable, cut_back, plain, run_facts, write_json
 from preftune.training.record.run_record import RunRecord, configuration
 from tests.training.dpo_runs import config, lora_model, metrics, strict_json, trainer
 from tiny import rows, tiny_model
@@ -334,6 +334,17 @@ def test_damaged_lines_within_a_record_are_counted_and_a_torn_last_one_is_not(tm
     caplog.clear()
     file.write_bytes(b'{"step": 1}\n{"st')
     cut_back(file, 9)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b'{"id": "0123', b"[]", b"\xff\x00" * 8])
+def test_a_damaged_run_json_is_named_once_and_its_facts_are_unknown(content, tmp_path, caplog):
+    (tmp_path / "run.json").write_bytes(content)
+    assert run_facts(tmp_path) == run_facts(tmp_path, "model") == {}
+    assert caplog.text.count("does not hold the record of a run") == 1
+    assert str(tmp_path / "run.json") in caplog.text
+    caplog.clear()
+    assert run_facts(tmp_path / "none") == {}
     assert not caplog.text
 
 

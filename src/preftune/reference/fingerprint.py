@@ -39,7 +39,7 @@ from preftune.types import Span
 NUMERICS_VERSION = 2
 """Increased whenever a change in preftune changes scores by more than rounding."""
 
-FINGERPRINT_VERSION = 7
+FINGERPRINT_VERSION = 8
 """Increased whenever the same model gets a different fingerprint than before. Checkpoints record it, because
 fingerprints of two versions cannot be compared.
 """
@@ -151,6 +151,8 @@ def _states_of_adapters(model: nn.Module) -> Iterator[str]:
     """The state of PEFT's modules besides their weights: on or off, merged, active, scaled, and their settings."""
     module: Any
     layers: set[str] = set()
+    for at, tokens in sorted(getattr(model, "prompt_tokens", {}).items()):
+        yield f"prompt_tokens {at} {xxhash.xxh3_128(_bytes(tokens)).hexdigest()}"
     for name, module in model.named_modules():
         if is_adapter_layer(module):
             layers.add(name)
@@ -204,8 +206,7 @@ def _hooks_of(model: nn.Module) -> Iterator[str]:
 
 def _own_code_of(model: nn.Module) -> Iterator[str]:
     """The code of modules that no library wrote (a subclass, a module with a function of its own, code that came with a
-    model), and the values that they hold as attributes. Functions that this code calls by a global name are not
-    included.
+    model), and the values that they hold as attributes or name.
     """
     for name, module in sorted(model.named_modules(), key=lambda item: canonical(item[0])):
         found = own_functions(module)

@@ -28,9 +28,16 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def run_facts(folder: str | os.PathLike[str], part: str = "") -> dict[str, Any]:
     """The contents of run.json, or the object under a name in it (`model`, `configuration`, `spent`); otherwise
-    empty.
+    empty. A file that is there and cannot be read is reported once.
     """
-    facts = jsonl.read_object(Path(folder).expanduser() / "run.json")
+    path = Path(folder).expanduser() / "run.json"
+    facts = jsonl.read_object(path)
+    if not facts and str(path) not in _REPORTED and path.is_file():
+        _REPORTED.add(str(path))
+        warn(
+            f"{path} does not hold the record of a run (the file is damaged), so the settings, the base model and the "
+            "outcome of the run are not known from it. Put it back from a copy, or remove it to continue without it."
+        )
     # another program may have written the file, and readers look inside these
     facts |= {name: {} for name in _OBJECTS if not isinstance(facts.get(name, {}), dict)}
     found = facts.get(part) if part else facts
@@ -40,6 +47,8 @@ def run_facts(folder: str | os.PathLike[str], part: str = "") -> dict[str, Any]:
 SEEDS = "seeds.json"
 """The file of a folder of several seeds."""
 _OBJECTS = ("configuration", "data", "model", "result", "spent")
+_REPORTED: set[str] = set()
+"""Paths of the damaged files that were reported."""
 
 
 def seed_folders(folder: str | os.PathLike[str]) -> dict[int, Path]:
