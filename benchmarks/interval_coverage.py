@@ -9,8 +9,11 @@
   result is "extrapolated". Answers are `shift` standard deviations longer on average.
 - `methods`: 400 comparisons of 3 seeds and 200 prompts; how often the interval over prompts and seeds contains the true
   rate of a method, and how often the one over prompts alone does. Standard deviations are in log-odds.
+- `unequal`: prompts with unequal numbers of comparisons, 400 evaluations each of two rates, two shares of ties and
+  three correlations within a prompt; how often the interval contains the true rate, and how often the plain sandwich
+  variance with one degree of freedom less than prompts does: the least and the mean of the settings.
 
-The first and the last take a minute on one core, `equal-length` takes about ten. `--repetitions 0.1` simulates a tenth.
+`anytime` and `methods` take a minute on one core, the others five to ten. `--repetitions 0.1` simulates a tenth.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from record import RESULTS, provenance, rounded, write_result
+from scipy import stats
 
 from preftune.statistics.clusters import Floats
 from preftune.statistics.confidence_sequence import anytime_interval
@@ -36,6 +40,13 @@ KINDS = (("wins and losses", 0.5), ("wins and losses", 0.95), ("ties", 0.5), ("p
 EFFECTS = ((0.4, 0.0), (0.4, 1.2), (-0.5, 3.0))
 """Log-odds of a win at equal length, and of the length."""
 SHIFTS = (0.0, 0.8, 1.4, 2.5)
+LAYOUTS: dict[str, Callable[[np.random.Generator, int], Any]] = {
+    "1 or 20 by chance": lambda rng, prompts: rng.choice([1, 20], prompts),
+    "1 and 20 in turn": lambda rng, prompts: np.tile([1, 20], prompts)[:prompts],
+    "one with 20, the others 1": lambda rng, prompts: np.array([20] + [1] * (prompts - 1)),
+    "3 each": lambda rng, prompts: np.full(prompts, 3),
+}
+"""Numbers of comparisons of the prompts."""
 
 
 def outcomes_of(rng: np.random.Generator, kind: str, rate: float, prompts: int) -> Floats:
@@ -133,9 +144,71 @@ def methods(comparisons: int) -> list[dict[str, Any]]:
     return cells
 
 
+def unequal(evaluations: int) -> list[dict[str, Any]]:
+    cells = []
+    for layout, sizes_of in LAYOUTS.items():
+        for prompts in (5, 10, 20, 60):
+            settings = [
+                _contained(sizes_of, prompts, rate, ties, correlation, evaluations)
+                for rate in (0.5, 0.8)
+                for ties in (0.0, 0.4)
+                for correlation in (0.0, 0.5, 1.0)
+            ]
+            (least, plain_least), (mean, plain_mean) = np.min(settings, axis=0), np.mean(settings, axis=0)
+            cells.append(
+                {
+                    "comparisons of a prompt": layout,
+                    "prompts": prompts,
+                    "least": float(least),
+                    "mean": float(mean),
+                    "least of the plain variance": float(plain_least),
+                    "mean of the plain variance": float(plain_mean),
+                }
+            )
+            print(f"  {cells[-1]}", flush=True)
+    return cells
+
+
+def _contained(
+    sizes_of: Callable[[np.random.Generator, int], Any],
+    prompts: int,
+    rate: float,
+    ties: float,
+    correlation: float,
+    evaluations: int,
+) -> tuple[float, float]:
+    """Shares of evaluations whose interval contains the rate: `win_rate`'s, and that of the plain variance.
+
+    Args:
+        ties: share of comparisons that are ties, as far as the rate allows it.
+        correlation: chance that a comparison has the outcome of its prompt.
+    """
+    rng, found, plain = np.random.default_rng(23), [], []
+    ties = min(ties, 2 * min(rate, 1 - rate))
+    chances = [1 - rate - ties / 2, ties, rate - ties / 2]
+    for _ in range(evaluations):
+        prompt_N = np.repeat(np.arange(prompts), sizes_of(rng, prompts))
+        of_prompt_P = rng.choice([0.0, 0.5, 1.0], prompts, p=chances)
+        own_N = rng.choice([0.0, 0.5, 1.0], prompt_N.size, p=chances)
+        outcomes_N = np.where(rng.random(prompt_N.size) < correlation, of_prompt_P[prompt_N], own_N)
+        interval = win_rate(outcomes_N, prompt_N.tolist())
+        found.append(interval.ci_low <= rate <= interval.ci_high)
+        plain.append(abs(outcomes_N.mean() - rate) <= _plain_half_width(outcomes_N, prompt_N))
+    return float(np.mean(found)), float(np.mean(plain))
+
+
+def _plain_half_width(outcomes_N: Floats, prompt_N: Any) -> float:
+    """Of a 95% interval from the cluster-robust variance of the mean, with one degree of freedom less than prompts."""
+    residuals_P = np.bincount(prompt_N, outcomes_N - outcomes_N.mean())
+    prompts = residuals_P.size
+    variance = prompts / (prompts - 1) * float(residuals_P @ residuals_P) / outcomes_N.size**2
+    return float(stats.t.ppf(0.975, prompts - 1)) * variance**0.5
+
+
 PARTS: dict[str, Callable[[Callable[[int], int]], Any]] = {
     "anytime": lambda times: anytime(times(4000), times(400), times(200)),
     "methods": lambda times: methods(times(400)),
+    "unequal": lambda times: unequal(times(400)),
     "equal-length": lambda times: equal_length(times(400)),
 }
 """Name -> the simulation; it is given the function that scales a number of repetitions."""

@@ -15,7 +15,9 @@ def test_a_small_part_of_the_simulations(tmp_path: Path) -> None:
     assert found["command"].endswith("--repetitions 0.005")
     assert len(found["anytime"]["sequences"]) == len(interval_coverage.KINDS)
     assert len(found["equal-length"]) == 2 * len(interval_coverage.EFFECTS) * len(interval_coverage.SHIFTS)
+    assert len(found["unequal"]) == 4 * len(interval_coverage.LAYOUTS)
     shares = [cell["contained"] for cell in (*found["equal-length"], *found["methods"])]
+    shares += [cell["mean"] for cell in found["unequal"]]
     assert all(0 <= share <= 1 for share in shares)
     assert sum(shares) / len(shares) > 0.85
 
@@ -27,3 +29,5 @@ def test_the_kept_intervals_are_what_they_are_called() -> None:
     assert kept["anytime"]["ordinary interval at every tenth prompt"]["excluded"] > 0.2
     assert all(one["contained"] >= 0.917 for one in kept["methods"])
     assert kept["methods"][-1]["by the interval over prompts alone"] < 0.5
+    assert all(one["least"] >= 0.917 and one["mean"] >= 0.945 for one in kept["unequal"])
+    assert min(one["least of the plain variance"] for one in kept["unequal"]) < 0.7

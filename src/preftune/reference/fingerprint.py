@@ -107,29 +107,38 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
         adapters: whether the adapters count (the model with adapters on) or not (with adapters off). A plain model and
             the same model with its adapters off have the same fingerprint.
     """
+    return fingerprints(model)[adapters]
+
+
+def fingerprints(model: nn.Module) -> tuple[str, str]:
+    """`fingerprint` without adapters and with them; the weights, which take the time, are read once."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     unscaled_rope(model)
     digest = xxhash.xxh3_128()
     digest.update(json.dumps(_relevant(base.config.to_dict()), sort_keys=True, default=str).encode())
     prefixes = adapter_prefixes(model)
+    of_adapters = []
     for name, tensor in _tensors(model):
-        is_adapter = is_adapter_parameter(name, prefixes)
-        if is_adapter and not adapters:
-            continue
+        if is_adapter_parameter(name, prefixes):
+            of_adapters.append((name, tensor))
+        else:
+            digest.update(canonical(name).encode())
+            _update(digest, tensor)
+    facts = (*_settings_changed_in(base), *_hooks_of(base), *_own_code_of(base), *_shared_layers_of(model, prefixes))
+    for fact in facts:
+        digest.update(fact.encode())
+    without = digest.hexdigest()
+    for name, tensor in of_adapters:
         digest.update(canonical(name).encode())
         _update(digest, tensor)
-    for fact in (*_settings_changed_in(base), *_hooks_of(base), *_own_code_of(base)):
-        digest.update(fact.encode())
-    for fact in _shared_layers_of(model, prefixes):
-        digest.update(fact.encode())
-    if adapters and (configs := getattr(model, "peft_config", None)):
+    if configs := getattr(model, "peft_config", None):
         for name, config in sorted(configs.items()):
             relevant = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT_OF_ADAPTERS}
             digest.update((name + json.dumps(relevant, sort_keys=True, default=_stable)).encode())
         digest.update(str(getattr(model, "active_adapters", "")).encode())
         for fact in _states_of_adapters(model):
             digest.update(fact.encode())
-    return digest.hexdigest()
+    return without, digest.hexdigest()
 
 
 def _shared_layers_of(model: nn.Module, prefixes: tuple[str, ...]) -> Iterator[str]:

@@ -28,7 +28,7 @@ from preftune.logps.batch import PackedBatch
 from preftune.logps.engine import Engine
 from preftune.models.roles import trained_as_it_was
 from preftune.models.shards import is_sharded, local
-from preftune.reference.fingerprint import adapter_prefixes, fingerprint, is_adapter_parameter
+from preftune.reference.fingerprint import adapter_prefixes, fingerprint, fingerprints, is_adapter_parameter
 
 
 class Source(Protocol):
@@ -88,8 +88,7 @@ class AdapterOff:
     received = True
 
     def __init__(self, model: nn.Module) -> None:
-        self.fingerprint = fingerprint(model, adapters=False)
-        self._as_made = fingerprint(model, adapters=True)
+        self.fingerprint, self._as_made = fingerprints(model)
         self._trained = trainable(model)
 
     def unchanged(self, model: nn.Module) -> bool:
