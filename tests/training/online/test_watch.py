@@ -86,7 +86,7 @@ def test_what_is_seen_of_a_round() -> None:
 def test_a_run_that_goes_wrong(tmp_path: Path, mode: str, caplog: pytest.LogCaptureFixture) -> None:
     """A learning rate far too high for the clip: the guard says so, ends the run, or puts the weights back."""
     options = {"learning_rate": 0.5, "num_ppo_epochs": 4, "kl_coef": 0.0, "lr_scheduler_type": "constant"}
-    run = trainer(tmp_path, guard=mode, max_steps=24, **options)
+    run = trainer(tmp_path, guard=mode, max_steps=48, **options)
     run.train()
     alarms = [json.loads(line) for line in (tmp_path / "guard.jsonl").read_text().splitlines()]
     assert alarms
@@ -98,9 +98,9 @@ def test_a_run_that_goes_wrong(tmp_path: Path, mode: str, caplog: pytest.LogCapt
     assert {"step", "id", "prompt", "policy"} <= set(samples[0])
     assert f"guard, step {alarms[0]['step']}:" in caplog.text
     if mode == "warn":
-        assert run.state.global_step == 24
+        assert run.state.global_step == 48
         return
-    assert run.state.global_step < 24
+    assert run.state.global_step < 48
 
 
 class Faltering:
