@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -274,9 +275,25 @@ def meta_model(place: Location, *, revision: str | None, trust_remote_code: bool
     return _on_meta(partial(AutoModelForCausalLM.from_config, config, **options), place.name, peft_config)
 
 
+_COPIES: dict[Any, Any] = {}
+"""What `meta_copy` made last."""
+
+
 def meta_copy(model: Any, peft_config: Any) -> Any:
-    """A model of the class and the config of another, without weights, with an adapter. Raises: ModelError."""
-    return _on_meta(lambda: type(model)(deepcopy(model.config)), f"this {type(model).__name__}", peft_config)
+    """A model of the class and the config of another, without weights, with an adapter. Read it only: without an
+    adapter, the last ones are kept. Raises: ModelError.
+    """
+    config, name = model.config, f"this {type(model).__name__}"
+    made = partial(_on_meta, lambda: type(model)(deepcopy(config)), name, peft_config)
+    if peft_config is not None:
+        return made()
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    key = (type(model), text, getattr(config, "_attn_implementation", None), torch.get_default_dtype())
+    copy = _COPIES.pop(key, None) or made()
+    _COPIES[key] = copy  # the newest last
+    while len(_COPIES) > 4:
+        del _COPIES[next(iter(_COPIES))]
+    return copy
 
 
 def _on_meta(make: Callable[[], Any], name: str, peft_config: Any) -> Any:
