@@ -165,7 +165,7 @@ def test_the_fit_is_optimal(strength: float) -> None:
         slope = strength * features.T @ (weight * (sigmoid(features @ found) - outcome))
         for place, (value, steep) in enumerate(zip(found, slope, strict=True)):
             if place in free:
-                assert steep == pytest.approx(-1e-3 * value, abs=1e-4)
+                assert steep == pytest.approx(-1e-3 * strength * value, abs=1e-4)
             elif value == 0:
                 assert abs(steep) <= 1 + 1e-6
             else:
@@ -235,3 +235,32 @@ def test_coverage_or_no_rate(shift: float, quality: float, by_length: float) -> 
     one_sided = length_controlled([1.0, 0.0] * 50, rng.uniform(1, 90, 100))
     assert one_sided.win_rate is None
     assert one_sided.to_dict()["extrapolated"]
+
+
+@pytest.mark.parametrize("prompts", [24, 64, 200])
+@pytest.mark.parametrize("rate", [0.6, 0.8])
+def test_without_an_effect_of_length_it_is_the_plain_rate(prompts: int, rate: float) -> None:
+    """The ridge on the constant was stronger than the likelihood where the penalty was strongest: 79% became 61%."""
+    wins = round(prompts * rate)
+    outcomes = [1.0] * wins + [0.0] * (prompts - wins)
+    for lengths in (np.zeros(prompts), np.full(prompts, 7.0)):
+        found = length_controlled(outcomes, lengths)
+        assert found.length_coefficient == 0
+        assert found.cross_validated_loss == pytest.approx(found.plain_loss)
+        assert found.raw_win_rate == wins / prompts
+        assert found.extrapolated == bool(lengths.any())
+        if not found.extrapolated:
+            assert found.win_rate == pytest.approx(found.raw_win_rate, abs=2e-4)
+            assert "length does not explain the outcomes" in found.sentence()
+
+
+def test_a_coefficient_of_zero_is_no_preference_of_the_judge() -> None:
+    rng = np.random.default_rng(1)
+    unused = 0
+    for _ in range(20):
+        found = length_controlled((rng.random(64) < 0.65).astype(float), rng.normal(0, 30, 64).round())
+        if found.length_coefficient == 0:
+            unused += 1
+            assert found.win_rate == pytest.approx(found.raw_win_rate, abs=2e-4)
+            assert "length does not explain the outcomes" in found.sentence()
+    assert unused > 10

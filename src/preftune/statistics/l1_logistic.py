@@ -17,7 +17,8 @@ from preftune.statistics.profile_likelihood import sigmoid
 STRENGTHS: tuple[float, ...] = tuple(10.0 ** (-4 + 8 * step / 9) for step in range(10))
 """Ten strengths from 1e-4 to 1e4, evenly in the logarithm."""
 RIDGE = 1e-3
-"""Ridge on free coefficients, so that the fit is finite if all outcomes are equal."""
+"""Ridge on free coefficients, so that the fit is finite if all outcomes are equal. It is in units of the cross entropy:
+otherwise a strong penalty would shrink them."""
 _STEPS, _SWEEPS = 60, 200
 _CONVERGED = 1e-10
 _SETTLED = 1e-8
@@ -55,7 +56,7 @@ def fit(
     features_NP, columns = rows.features_NP, rows.features_NP.shape[1]
     found_P = np.zeros(columns) if start is None else start.copy()
     penalty_P, ridge_P = np.ones(columns), np.zeros(columns)
-    penalty_P[list(free)], ridge_P[list(free)] = 0.0, RIDGE
+    penalty_P[list(free)], ridge_P[list(free)] = 0.0, strength * RIDGE
 
     def objective(at_P: Floats) -> float:
         eta_N = features_NP @ at_P
@@ -78,7 +79,7 @@ def fit(
             break
         found_P = found_P + size * step_P
         before, value = value, objective(found_P)
-        if before - value < _SETTLED * max(1.0, abs(before)):
+        if before - value < _SETTLED * max(min(1.0, strength), abs(before)):
             break
     return found_P
 

@@ -85,7 +85,7 @@ class LengthControlled:
                 f"data leave it anywhere from {self.ci_low:.1%} to {self.ci_high:.1%}."
             )
         rates = f"At equal length it wins {self.win_rate:.1%} ({interval}) instead of {self.raw_win_rate:.1%}"
-        if self.cross_validated_loss >= self.plain_loss:
+        if self.length_coefficient == 0 or self.cross_validated_loss >= self.plain_loss:
             return f"{rates}: length does not explain the outcomes."
         preferred = "longer" if self.length_coefficient > 0 else "shorter"
         return f"{rates}: the judge prefers {preferred} answers, and this rate excludes that preference."

@@ -181,6 +181,10 @@ class Adapter:
     """All raw rows -> numbers of rows and canonical rows: for formats whose rows belong together."""
     uses: Callable[[Sample], Iterable[str]] | None = None
     """The columns that rows are made from. Not used if `columns` names them."""
+    ignores: Callable[[Sample], Iterable[str]] | None = None
+    """Columns with names that the format knows, which hold something else in these data. Rows are made without them, so
+    that all rows are read from the columns by which the data were recognised.
+    """
     hint: Callable[[Sample], str] | None = None
     """A sentence from the first rows on why no pair results; empty if they do not show it."""
     check: Callable[[Dataset, Sample], None] | None = None

@@ -127,26 +127,27 @@ def convert(rows: Dataset, adapter: Adapter, *, name: str) -> Converted:
 
     features = _features(carried)
     plain = rows.with_format(None)
+    ignored = sorted(adapter.ignores(sample_of(rows))) if adapter.ignores is not None else []
     if adapter.rows is None:
-        table = _as_json(_collect(_all_made(plain, adapter), carried, plain))
+        table = _as_json(_collect(_all_made(plain, adapter, ignored), carried, plain))
         return _without_left(datasets.Dataset.from_dict(table, features=features))
     with _progress_bar(len(plain)):
         mapped = plain.map(
-            partial(_batch, adapter.name, carried),
+            partial(_batch, adapter.name, carried, ignored),
             batched=True,
             batch_size=_BATCH,
             with_indices=True,
             remove_columns=plain.column_names,
             features=features,
-            new_fingerprint=_fingerprint(plain._fingerprint, adapter.name, carried),
+            new_fingerprint=_fingerprint(plain._fingerprint, adapter.name, [*carried, *(f"-{one}" for one in ignored)]),
             desc=f"Reading {name} as {adapter.name}",
         )
     return _without_left(mapped)
 
 
-def _all_made(rows: Dataset, adapter: Adapter) -> Iterator[tuple[int, Made]]:
+def _all_made(rows: Dataset, adapter: Adapter, ignored: Sequence[str]) -> Iterator[tuple[int, Made]]:
     singly = (
-        {key: values[place] for key, values in table.items()}
+        {key: values[place] for key, values in table.items() if key not in ignored}
         for table in rows.iter(batch_size=_BATCH)
         for place in range(len(next(iter(table.values()))))
     )
@@ -159,14 +160,21 @@ def _all_made(rows: Dataset, adapter: Adapter) -> Iterator[tuple[int, Made]]:
             yield index, made
 
 
-def _batch(name: str, carried: Sequence[str], table: Mapping[str, Sequence[Any]], indices: Sequence[int]) -> Any:
+def _batch(
+    name: str,
+    carried: Sequence[str],
+    ignored: Sequence[str],
+    table: Mapping[str, Sequence[Any]],
+    indices: Sequence[int],
+) -> Any:
     """The function that `datasets` calls with a batch of columns; it is named after its format, so that the result can
     be cached.
     """
     adapter = FORMATS[name]
     assert adapter.rows is not None
     rows = [{key: values[place] for key, values in table.items()} for place in range(len(indices))]
-    made = ((place, item) for place, row in enumerate(rows) for item in adapter.rows(row))
+    own = ({key: value for key, value in row.items() if key not in ignored} for row in rows)
+    made = ((place, item) for place, row in enumerate(own) for item in adapter.rows(row))
     columns = _collect(made, carried, rows)
     columns["row"] = [indices[place] for place in columns["row"]]
     return _as_json(columns)

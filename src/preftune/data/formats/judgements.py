@@ -77,27 +77,32 @@ def labelled_columns(sample: Sample, *, named: bool = False) -> tuple[tuple[str,
         values = sample.values(column)
         if values and all(judged(value) is not None for value in values):
             if not named:
-                _check_labels(values, column, outputs[0])
+                _check_labels(values, column, outputs[0], "labelled-outputs")
             return outputs, column
     return None
 
 
-def _check_labels(values: Iterable[Any], column: str, first: str) -> None:
-    """Raises: DatasetError for labels that are all 0 and 1."""
-    if {number(value) for value in values if value is not None} == {0, 1}:
+def _check_labels(values: Iterable[Any], column: str, first: str, format: str) -> None:
+    """Raises: DatasetError if the only numbers among the labels are 0 and 1."""
+    given = [value for value in values if value is not None and str(value).strip()]
+    if {number(value) for value in given if _WORDS.get(str(value).strip().casefold()) != "tie"} == {0, 1}:
         raise DatasetError(
             f"column {column!r} holds only 0 and 1, which does not say whether 0 is {first!r} or a tie. Write 'a', 'b' "
-            "or 'tie'; or name the format with --format labelled-outputs (format=), where 1 is the first, 2 the "
-            "second and 0 a tie."
+            f"or 'tie'; or name the format with --format {format} (format=), where 1 is the first, 2 the second and 0 "
+            "a tie."
         )
 
 
-def _check_all_labels(rows: Dataset, sample: Sample) -> None:
+def check_all_labels(rows: Dataset, sample: Sample) -> None:
     """Checks the labels of all rows: rows may be sorted by their label, so that the first ones hold only one value."""
-    for column in _LABELS:
-        if column in rows.column_names:
-            values = rows.with_format(None).select_columns([column])[column]
-            _check_labels(values, column, next(a for a, b in _OUTPUTS if {a, b} <= set(rows.column_names)))
+    if (found := labelled_columns(sample)) is not None:
+        (first, _), column = found
+        _check_labels(rows.with_format(None).select_columns([column])[column], column, first, "labelled-outputs")
+
+
+def _check_winners(rows: Dataset, sample: Sample) -> None:
+    winners = rows.with_format(None).select_columns(["winner"])["winner"]
+    _check_labels(winners, "winner", "conversation_a", "arena")
 
 
 def _is_labelled(sample: Sample) -> bool:
@@ -113,6 +118,15 @@ def _labelled_rows(row: Row) -> Iterator[Made]:
 def _labelled_uses(sample: Sample) -> list[str]:
     found = labelled_columns(sample, named=True)
     return asked_columns(sample) if found is None else [*asked_columns(sample), *found[0], found[1]]
+
+
+def _labelled_ignores(sample: Sample) -> list[str]:
+    """Other columns of labels (a topic, a grade), and other outputs than those that the label compares."""
+    found = labelled_columns(sample, named=True)
+    if found is None:
+        return []
+    outputs, label = found
+    return [name for name in (*_LABELS, *sum(_OUTPUTS, ())) if name != label and name not in outputs]
 
 
 def _decided(prompt: Any, answers: Sequence[Any] | None, label: Any, row: Row) -> Made:
@@ -196,6 +210,7 @@ ADAPTERS = (
         _is_arena,
         rows=_arena_rows,
         uses=lambda sample: ("conversation_a", "conversation_b", "winner", "turn", "question_id", "id"),
+        check=_check_winners,
     ),
     Adapter(
         "arena-prompts",
@@ -206,10 +221,11 @@ ADAPTERS = (
     ),
     Adapter(
         "labelled-outputs",
-        "two outputs and a label that prefers one",
+        "two outputs and a label that prefers one: 1 the first, 2 the second, 0 neither",
         _is_labelled,
         rows=_labelled_rows,
         uses=_labelled_uses,
-        check=_check_all_labels,
+        ignores=_labelled_ignores,
+        check=check_all_labels,
     ),
 )

@@ -185,8 +185,18 @@ def _scored_uses(sample: Sample) -> list[str]:
     return [*asked_columns(sample), *(name for name in names if name is not None), "id"]
 
 
+def _scored_ignores(sample: Sample) -> list[str]:
+    return [name for group in (_ANSWERS, _SCORES, _RANKS) for name in group if name != sample.name_of(group)]
+
+
+def _ranked_ignores(sample: Sample) -> list[str]:
+    """All but the ranked answers: the order of other columns is unknown."""
+    used = _ranked_column(sample) or sample.name_of((*_IN_ORDER, *_ANSWERS, "output"))
+    return [name for name in (*_IN_ORDER, *_ANSWERS, "output") if name != used]
+
+
 def _ranked_uses(sample: Sample) -> list[str]:
-    column = sample.name_of((*_IN_ORDER, *_ANSWERS, "output"))
+    column = _ranked_column(sample) or sample.name_of((*_IN_ORDER, *_ANSWERS, "output"))
     return [*asked_columns(sample), *([] if column is None else [column]), "id"]
 
 
@@ -198,13 +208,21 @@ ADAPTERS = (
         rows=_ultrafeedback_rows,
         uses=lambda sample: ("instruction", "completions"),
     ),
-    Adapter("scored", "a prompt and answers with scores or ranks", _is_scored, rows=_scored_rows, uses=_scored_uses),
+    Adapter(
+        "scored",
+        "a prompt and answers with scores or ranks",
+        _is_scored,
+        rows=_scored_rows,
+        uses=_scored_uses,
+        ignores=_scored_ignores,
+    ),
     Adapter(
         "ranked",
         "a prompt and answers from best to worst",
         _is_ranked,
         rows=_ranked_rows,
         uses=_ranked_uses,
+        ignores=_ranked_ignores,
         check=_check_ranked,
     ),
     Adapter(

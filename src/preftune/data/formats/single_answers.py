@@ -165,6 +165,12 @@ def _uses(columns: tuple[str, ...], sample: Sample) -> list[str]:
     return [column for column in (*read, labels and labels[0]) if column is not None]
 
 
+def _other_labels(columns: tuple[str, ...], sample: Sample) -> list[str]:
+    """The columns with such names that are not the labels: a count of votes is no thumb."""
+    found = labels_in(sample, columns)
+    return [column for column in columns if found is not None and column != found[0]]
+
+
 def _one_label(columns: tuple[str, ...], sample: Sample) -> str:
     labels = labels_in(sample, columns)
     column = labels[0] if labels else ""
@@ -186,6 +192,7 @@ ADAPTERS = (
         _is_kto,
         table=partial(_pairs, _LABELS),
         uses=partial(_uses, _LABELS),
+        ignores=partial(_other_labels, _LABELS),
         hint=partial(_one_label, _LABELS),
         refused=_NO_PAIRS,
     ),
@@ -195,6 +202,7 @@ ADAPTERS = (
         _is_thumbs,
         table=partial(_pairs, _THUMBS),
         uses=partial(_uses, _THUMBS),
+        ignores=partial(_other_labels, _THUMBS),
         hint=partial(_one_label, _THUMBS),
         refused=_NO_PAIRS,
     ),

@@ -57,6 +57,8 @@ class PairStream(Iterable[PreferencePair]):
     """Raw rows read in the latest iteration."""
     _adapter: Adapter | None = None
     """Makes canonical rows from raw ones; None if the columns are only named."""
+    _ignored: frozenset[str] = frozenset()
+    """Columns that it does not read (`Adapter.ignores`)."""
     _known: frozenset[str] = frozenset()
 
     def as_chat(self) -> PairStream:
@@ -96,7 +98,7 @@ class PairStream(Iterable[PreferencePair]):
 
     def _made(self, adapter: Adapter, row: Row, number: int) -> Iterator[Attempt | Left]:
         assert adapter.rows is not None
-        for made in adapter.rows(row):
+        for made in adapter.rows({key: value for key, value in row.items() if key not in self._ignored}):
             if isinstance(made, Left):
                 yield made
             else:
@@ -155,10 +157,10 @@ def stream_of(
     reader = RowReader(
         Columns({**anywhere, **resolved.paths}), name, chat, shaped.scores, margin_from_scores, shaped.ratings
     )
-    stream = PairStream(
-        rows, reader, name, shaped.format, _adapter=adapter, _known=frozenset(head.column_names) | set(shaped.columns)
-    )
-    beginning = PairStream(lambda: first, reader, name, shaped.format, _adapter=adapter, _known=stream._known)
+    ignored = adapter.ignores(sample_of(head)) if adapter is not None and adapter.ignores is not None else ()
+    known = frozenset(head.column_names) | set(shaped.columns)
+    stream = PairStream(rows, reader, name, shaped.format, _adapter=adapter, _ignored=frozenset(ignored), _known=known)
+    beginning = replace(stream, rows=lambda: first)
     stream.unused = tuple(unused_texts(sample_of(head), shaped.used or (*resolved.needed, *shaped.scores)))
     tried = list(beginning.attempts())
     noticed = check_head(good_ones(tried), resolved, head.features, name=name, unused=stream.unused)

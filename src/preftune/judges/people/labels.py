@@ -17,7 +17,7 @@ from preftune.amounts import counted
 from preftune.data.formats.adapter import asked_columns
 from preftune.data.formats.apply import sample_of
 from preftune.data.formats.columns import Columns, find_column, listing
-from preftune.data.formats.judgements import judged, labelled_columns
+from preftune.data.formats.judgements import check_all_labels, judged, labelled_columns
 from preftune.data.pairs.open import read_pairs
 from preftune.data.reading.load import display_name, load_rows
 from preftune.errors import DatasetError, RequestError
@@ -119,6 +119,8 @@ def _outputs(rows: Any, format: str | None) -> dict[str, str]:
     if format not in (None, "labelled-outputs") or not hasattr(rows, "iter"):
         return {}
     sample = sample_of(rows)
+    if format is None:
+        check_all_labels(rows, sample)
     found = labelled_columns(sample, named=format is not None)
     if found is None:
         return {}
