@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,6 +85,31 @@ def test_a_model_that_changes_in_memory_keeps_its_scores_under_what_it_is(tmp_pa
         model.score.weight.mul_(2)
     assert scorer.score_all(ITEMS) == pytest.approx([2 * (score or 0) for score in before])
     assert RewardModel.held(tiny_reward_model(), tiny_tokenizer(), name="rm", cache=cache).score_all(ITEMS) == before
+    cache.close()
+
+
+def through_data(model: Any) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+
+
+def another_scaling(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(getattr(module, "scaling", None), dict):
+            module.scaling = {name: 5 * value for name, value in module.scaling.items()}
+
+
+@pytest.mark.parametrize("change", [through_data, another_scaling, lambda model: model.set_adapter("other")])
+def test_adapters_and_changes_through_data_count_too(change: Callable[[Any], None], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_reward_model(), config := LoraConfig(task_type="SEQ_CLS", init_lora_weights=False))
+    model.add_adapter("other", config)
+    cache = VerdictCache(tmp_path / "verdicts")
+    scorer = RewardModel.held(model, tiny_tokenizer(), name="rm", cache=cache)
+    before = scorer.score_all(ITEMS)
+    change(model)
+    fresh = RewardModel.held(model, tiny_tokenizer(), name="rm").score_all(ITEMS)
+    assert scorer.score_all(ITEMS) == fresh != before
     cache.close()
 
 

@@ -50,10 +50,8 @@ class ModelSource:
         source.name, source._base_model, source._options = name, None, {}
         source.place = Location("folder", name)
         source._model, source._tokenizer = model.eval(), tokenizer
-        generation = getattr(model, "generation_config", None)
-        as_json = None if generation is None else generation.to_json_string()
         source._identity = None
-        source._held = HeldIdentity(model, tokenizer, as_json)
+        source._held = HeldIdentity(model, tokenizer)
         return source
 
     @property
@@ -139,11 +137,12 @@ class ModelSource:
             torch.cuda.empty_cache()
 
 
-def identity_in_memory(model: Any, tokenizer: Any, *more: Any) -> str:
-    """A digest of a model and its tokenizer: weights, adapters, vocabulary, chat template.
+def identity_in_memory(model: Any, tokenizer: Any, *more: Any, adapters: bool = True) -> str:
+    """A digest of a model and its tokenizer: weights, adapters, generation config, vocabulary, chat template.
 
     Args:
         more: other values that affect its answers.
+        adapters: whether the adapters count.
     """
     from preftune.data.tokens.cache import keys_of_tokenizer
     from preftune.reference.fingerprint import fingerprint
@@ -153,20 +152,29 @@ def identity_in_memory(model: Any, tokenizer: Any, *more: Any) -> str:
     if vocabulary is None:  # its inside cannot be seen
         get: Any = getattr(tokenizer, "get_vocab", dict)
         vocabulary = sorted(get().items())
-    return digest([fingerprint(model, adapters=True), tokenizer.chat_template, vocabulary, *more])
+    shaping = (_generation_of(model), tokenizer.chat_template, vocabulary)
+    return digest([fingerprint(model, adapters=adapters), *shaping, *more])
+
+
+def _generation_of(model: Any) -> str | None:
+    config = getattr(model, "generation_config", None)
+    return None if config is None else str(config.to_json_string())
 
 
 class HeldIdentity:
-    """`identity_in_memory` of a model that a program holds and may change, computed again when its weights were."""
+    """`identity_in_memory` of a model that a program holds and may change, computed again after a change."""
 
     def __init__(self, model: Any, tokenizer: Any, *more: Any) -> None:
         self._of, self._state, self._digest = (model, tokenizer, *more), None, ""
         self()
 
     def __call__(self) -> str:
+        from preftune.reference.fingerprint import settings_of_model
         from preftune.reference.sources import state_of
 
-        state: Any = state_of(self._of[0])
+        model, tokenizer = self._of[:2]
+        named = (tokenizer.chat_template, getattr(tokenizer, "special_tokens_map", None))
+        state: Any = (state_of(model), settings_of_model(model), _generation_of(model), *named)
         if state != self._state:
             self._state, self._digest = state, identity_in_memory(*self._of)
         return self._digest

@@ -112,10 +112,9 @@ def fingerprint(model: nn.Module, *, adapters: bool) -> str:
 
 def fingerprints(model: nn.Module) -> tuple[str, str]:
     """`fingerprint` without adapters and with them; the weights, which take the time, are read once."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     unscaled_rope(model)
     digest = xxhash.xxh3_128()
-    digest.update(json.dumps(_relevant(base.config.to_dict()), sort_keys=True, default=str).encode())
+    digest.update(_config_of(model).encode())
     prefixes = adapter_prefixes(model)
     of_adapters = []
     for name, tensor in _tensors(model):
@@ -124,21 +123,46 @@ def fingerprints(model: nn.Module) -> tuple[str, str]:
         else:
             digest.update(canonical(name).encode())
             _update(digest, tensor)
-    facts = (*_settings_changed_in(base), *_hooks_of(base), *_own_code_of(base), *_shared_layers_of(model, prefixes))
-    for fact in facts:
+    for fact in _facts_of_base(model):
         digest.update(fact.encode())
     without = digest.hexdigest()
     for name, tensor in of_adapters:
         digest.update(canonical(name).encode())
         _update(digest, tensor)
-    if configs := getattr(model, "peft_config", None):
-        for name, config in sorted(configs.items()):
-            relevant = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT_OF_ADAPTERS}
-            digest.update((name + json.dumps(relevant, sort_keys=True, default=_stable)).encode())
-        digest.update(str(getattr(model, "active_adapters", "")).encode())
-        for fact in _states_of_adapters(model):
-            digest.update(fact.encode())
+    for fact in _facts_of_adapters(model):
+        digest.update(fact.encode())
     return without, digest.hexdigest()
+
+
+def settings_of_model(model: nn.Module) -> str:
+    """What `fingerprint` reads besides the weights: configs, settings of modules, hooks, adapters and their states."""
+    return "\n".join((_config_of(model), *_facts_of_base(model), *_facts_of_adapters(model)))
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _config_of(model: nn.Module) -> str:
+    return json.dumps(_relevant(_base_of(model).config.to_dict()), sort_keys=True, default=str)
+
+
+def _facts_of_base(model: nn.Module) -> Iterator[str]:
+    base = _base_of(model)
+    yield from (*_settings_changed_in(base), *_hooks_of(base), *_own_code_of(base))
+    yield from _shared_layers_of(model, adapter_prefixes(model))
+
+
+def _facts_of_adapters(model: nn.Module) -> Iterator[str]:
+    """Nothing for a model without adapters."""
+    configs: Any = getattr(model, "peft_config", None)
+    if not configs:
+        return
+    for name, config in sorted(configs.items()):
+        relevant = {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT_OF_ADAPTERS}
+        yield name + json.dumps(relevant, sort_keys=True, default=_stable)
+    yield str(getattr(model, "active_adapters", ""))
+    yield from _states_of_adapters(model)
 
 
 def _shared_layers_of(model: nn.Module, prefixes: tuple[str, ...]) -> Iterator[str]:

@@ -343,9 +343,16 @@ def trainable(model: nn.Module) -> set[str]:
     return {name for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
 
 
-def state_of(model: nn.Module) -> list[tuple[int, int]]:
-    """The address and version counter of each weight: a cheap check that nothing was changed in place."""
-    return [(parameter.data_ptr(), parameter._version) for parameter in model.parameters()]
+def state_of(model: nn.Module) -> list[tuple[int, int, str]]:
+    """The address, the version counter and the middle element of each weight and buffer: a cheap check that nothing was
+    changed in place. A change through `.data` is not counted by torch, and is seen if it changes that element.
+    """
+    return [(t.data_ptr(), t._version, _middle(local(t))) for t in (*model.parameters(), *model.buffers())]
+
+
+def _middle(tensor: Tensor) -> str:
+    here = tensor.numel() and not tensor.is_meta
+    return str(tensor[tuple(size // 2 for size in tensor.shape)].item()) if here else ""
 
 
 @contextmanager

@@ -91,6 +91,24 @@ def test_training_is_the_same_and_the_evaluations_say_more(tmp_path: Path) -> No
     assert record["seconds"] > 0 < record["reference_seconds"]
 
 
+@pytest.mark.parametrize("change", ["repetition_penalty", "suppress_tokens", "eos_token_id", "eos_token"])
+def test_the_references_answers_are_those_under_the_settings_of_the_run(change: str, tmp_path: Path) -> None:
+    """Answers of an earlier generation config were compared with the policy's, the same model, which won 75% to 100%."""
+    options = {"learning_rate": 0.0, "max_steps": 1, "eval_max_new_tokens": 12}
+    run(tiny_model(), tmp_path / "before", **options)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    values = {"repetition_penalty": 3.0, "suppress_tokens": [*range(60, 90)], "eos_token_id": [*range(2, 60)]}
+    if change in values:
+        setattr(model.generation_config, change, values[change])
+    else:
+        tokenizer.add_special_tokens({"eos_token": "M"})
+    changed = run(model, tmp_path / "changed", processing_class=tokenizer, **options)
+    assert of_the_judge(changed)[-1]["eval_win_rate"] == 0.5
+    lines = {name: read_lines(tmp_path / name / "eval_answers.jsonl") for name in ("before", "changed")}
+    assert all(line["base"] == line["aligned"] for line in lines["changed"])
+    assert [line["base"] for line in lines["before"]] != [line["base"] for line in lines["changed"]]
+
+
 def test_a_resumed_run_measures_the_same(tmp_path: Path) -> None:
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 3e-3}
     whole = run(lora_model(), tmp_path / "whole", **options)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from preftune.generation.answer_store import AnswerStore
+from preftune.generation.lazy_model import identity_in_memory
 from preftune.generation.protocol import Kept
 from preftune.log import detail
 from preftune.reference import as_received_without_adapters, unwrap
-from preftune.reference.fingerprint import NUMERICS_VERSION, Numerics, fingerprint
+from preftune.reference.fingerprint import NUMERICS_VERSION, Numerics
 from preftune.storage.cache_folder import cache_folder, make_private
 from preftune.storage.jsonl import append_lines, digest
 from preftune.training.judged.prompts import Asked
@@ -38,7 +39,8 @@ def reference_key(trainer: GroupTrainerView, tokens: int) -> str:
     numerics = Numerics.of(
         model, engine="generate", device=trainer.args.device, autocast=trainer.precision.autocast
     ).digest()
-    return digest([VERSION, NUMERICS_VERSION, fingerprint(model, adapters=not plain), numerics, tokens])
+    more = (VERSION, NUMERICS_VERSION, numerics, tokens)
+    return identity_in_memory(model, trainer.processing_class, *more, adapters=not plain)
 
 
 def reference_answers(
