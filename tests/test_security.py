@@ -22,10 +22,11 @@ from preftune.deploy import read_manifest
 from preftune.deploy.artefact import damaged_files
 from preftune.errors import PreftuneError
 from preftune.models import load_model
+from preftune.storage.file_hashes import DamagedError, check_files, size_and_hash
 from preftune.storage.trained_prompts import read_trained_prompts
 from preftune.training import DPOConfig, DPOTrainer
-from preftune.training.record.manifest import DamagedError, check_files, size_and_hash, write_manifest
 from preftune.training.record.manifest import read_manifest as read_checkpoint_manifest
+from preftune.training.record.manifest import write_manifest
 from tests.deploy.runs import save_base, save_run
 from tiny import chat_rows, tiny_tokenizer
 

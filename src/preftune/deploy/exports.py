@@ -24,7 +24,7 @@ from preftune.generation.generate import end_ids
 from preftune.generation.lazy_model import ModelSource
 from preftune.models import unquantised
 from preftune.models.attach import adapter_config, generation_config_of, locate_base
-from preftune.models.damage import free_folder, writing
+from preftune.models.damage import check_weights, free_folder, writing
 from preftune.models.load import load_model, load_tokenizer
 from preftune.models.locate import Location, locate
 from preftune.models.quiet import quiet_transformers
@@ -256,6 +256,7 @@ def _adapter(source: Source, target: Target, folder: Path, _: Any, dtype: str | 
 
     if source.place.kind != "adapter":
         raise ModelError(f"{source.name} is an adapter on the hub, which can be served as it is.")
+    check_weights(Path(source.place.name))
     for name in _ADAPTER_FILES:
         if (file := Path(source.place.name, name)).is_file():
             shutil.copyfile(file, folder / name)

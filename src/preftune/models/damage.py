@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,13 +17,22 @@ from safetensors import SafetensorError
 
 from preftune.bounds import bound, raising, size
 from preftune.errors import CheckpointError, ModelError, PreftuneError, sentence
+from preftune.log import warn
 from preftune.models.config_values import check_values
+from preftune.storage.file_hashes import DamagedError, check_files
 from preftune.storage.jsonl import read_object
+
+WEIGHTS_FILE = "preftune_weights.json"
+"""In a run directory: the run, the step and the files of the final weights."""
+MANIFEST = "preftune_manifest.json"
+"""In a checkpoint: its run, its step and all its files."""
+_WEIGHTS = re.compile(r"(model|pytorch_model|adapter_model)([-.].*)?\.(safetensors|bin)$")
 
 
 @contextmanager
 def whole_weights(name: str) -> Iterator[None]:
     """A context for reading the weights of a model or an adapter. Raises: ModelError for a damaged file."""
+    check_weights(Path(name))
     try:
         yield
     except SafetensorError as error:
@@ -30,6 +40,40 @@ def whole_weights(name: str) -> Iterator[None]:
             f"The weights in {name} are damaged or were copied in part ({error}). Copy or download them again, or name "
             "another checkpoint."
         ) from error
+
+
+_COMPARED: set[tuple[str, int, int]] = set()
+"""Path, bytes and time of the files that were read and are what was written."""
+
+
+def check_weights(folder: Path) -> None:
+    """Compares weights with the sizes and hashes that a run or a checkpoint of preftune recorded for them; weights that
+    were written after the record are used with a warning.
+
+    Raises: ModelError for weights that changed although their time is that of the record, or an earlier one.
+    """
+    record = next((folder / name for name in (WEIGHTS_FILE, MANIFEST) if (folder / name).is_file()), None)
+    listed = read_object(record).get("files") if record is not None else None
+    if record is None or not isinstance(listed, dict):
+        return
+    for name, known in listed.items():
+        path = folder / name
+        if not (isinstance(known, list) and len(known) == 2 and _WEIGHTS.search(name) and path.is_file()):
+            continue
+        state = path.stat()
+        key = (str(path.resolve()), state.st_size, state.st_mtime_ns)
+        if key in _COMPARED:
+            continue
+        try:
+            check_files(folder, {name: (known[0], str(known[1]))})
+        except DamagedError as error:
+            if state.st_mtime <= record.stat().st_mtime:
+                raise ModelError(
+                    f"The weights in {folder} are damaged or another model's: {error}. Copy them again, or name "
+                    f"another checkpoint. To use them as they are, remove {record}."
+                ) from error
+            warn(f"the weights in {folder} are not those that the training saved ({error}); they were changed later.")
+        _COMPARED.add(key)
 
 
 def free_folder(folder: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 from preftune.amounts import of_type
 from preftune.errors import ModelError
 from preftune.hub import Unreachable, unreachable
-from preftune.models.damage import ADAPTER_CONFIG, check_configs
+from preftune.models.damage import ADAPTER_CONFIG, WEIGHTS_FILE, check_configs
 from preftune.storage.atomic import write_whole
 from preftune.storage.jsonl import read_object
 from preftune.storage.run_directory import run_facts
@@ -26,9 +26,6 @@ Kind: TypeAlias = Literal["folder", "adapter", "gguf", "hub", "hub-adapter"]
 
 FORM_FILE = "preftune_reward.json"
 """File in the folder of a reward model that describes its training data."""
-
-WEIGHTS_FILE = "preftune_weights.json"
-"""File in the folder of a run's final weights: the run's id and the step of the weights."""
 
 WEIGHTS_OF_RANKS = "weights_of_ranks"
 """Folder of a checkpoint, in which each rank wrote its part of the weights."""

@@ -6,6 +6,7 @@ the contract between training, evaluation and reports, and `cache_folder` determ
     atomic         files that are either complete or absent
     cache_folder   where caches are kept
     cache_items    the contents of the cache folder, by kind
+    file_hashes    sizes and hashes of files
     freed_memory   memory that was freed, given back to the system
     json_types     predicates on values that were read from JSON
     jsonl          JSON lines that grow by appending; JSON replaced in one move
@@ -20,6 +21,7 @@ __all__ = [
     "atomic",
     "cache_folder",
     "cache_items",
+    "file_hashes",
     "freed_memory",
     "json_types",
     "jsonl",

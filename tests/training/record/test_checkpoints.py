@@ -17,8 +17,9 @@ from transformers import TrainerCallback
 
 from preftune import DPOConfig
 from preftune.errors import CheckpointError, ConfigError
+from preftune.storage.file_hashes import DamagedError, check_files
 from preftune.training.record import whole_checkpoint
-from preftune.training.record.manifest import FILE, DamagedError, check_files, read_manifest
+from preftune.training.record.manifest import FILE, read_manifest
 from tests.training.dpo_runs import logged, lora_model, metrics, trainer
 from tiny import rows, tiny_model
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from preftune.errors import CheckpointError, ConfigError, PreftuneError
-from preftune.training.record.manifest import FILE, DamagedError, read_manifest, size_and_hash, write_manifest
+from preftune.storage.file_hashes import DamagedError, size_and_hash
+from preftune.training.record.manifest import FILE, read_manifest, write_manifest
 from preftune.training.record.resuming import choose_checkpoint, own_state
 from tests.training.dpo_runs import lora_model, trainer
 from tests.training.online.test_group_trainer import stepped

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from preftune.errors import CheckpointError, ConfigError
-from preftune.training.record.manifest import FILE, size_and_hash
+from preftune.storage.file_hashes import size_and_hash
+from preftune.training.record.manifest import FILE
 from tests.training.dpo_runs import logged, lora_model, trainer
 from tiny import rows
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from preftune.errors import ConfigError
-from preftune.training.record.manifest import check_files, read_manifest
+from preftune.storage.file_hashes import check_files
+from preftune.training.record.manifest import read_manifest
 from tests.training.dpo_runs import lora_model, trainer
 from tests.training.two_ranks import run_two_ranks
 from tiny import rows

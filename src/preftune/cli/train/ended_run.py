@@ -100,9 +100,10 @@ def stopped(name: str, words: Sequence[str], output: Path) -> str:
         name, words: the command line.
         output: the run directory.
     """
+    from preftune.storage.file_hashes import DamagedError
     from preftune.storage.run_directory import run_facts
     from preftune.training.record.earlier_run import checkpoints_in, run_id_of
-    from preftune.training.record.manifest import DamagedError, read_manifest
+    from preftune.training.record.manifest import read_manifest
 
     own, kept = run_id_of(run_facts(output)), None
     weights: Path | None = None

@@ -24,9 +24,9 @@ from preftune.errors import ReferenceMismatchError
 from preftune.log import warn
 from preftune.models.shards import local
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
+from preftune.storage.file_hashes import DamagedError
 from preftune.storage.json_types import is_count, is_number, is_object, is_text
 from preftune.storage.run_directory import write_json
-from preftune.training.record.manifest import DamagedError
 
 
 def _number(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.log import say
-from preftune.models.locate import WEIGHTS_FILE
+from preftune.models.damage import WEIGHTS_FILE
 from preftune.storage.run_directory import run_facts
 
 FOLDER = "_earlier"

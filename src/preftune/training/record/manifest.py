@@ -14,20 +14,16 @@ from typing import Any
 
 import xxhash
 
+from preftune.models.damage import MANIFEST
 from preftune.storage.atomic import sync
+from preftune.storage.file_hashes import DamagedError, size_and_hash
 from preftune.storage.json_types import is_count, is_object, is_text, is_truth
 from preftune.storage.run_directory import plain, write_json
 
-FILE = "preftune_manifest.json"
+FILE = MANIFEST
 _VERSION = 1
-_PIECE = 1 << 22
-"""Bytes hashed at a time."""
 _CHECK = "check"
 """Key of the manifest's own hash, which older versions of preftune did not write."""
-
-
-class DamagedError(Exception):
-    """A checkpoint is not complete. The message gives the reason, without the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,39 +96,3 @@ def _of_right_types(manifest: Manifest) -> Manifest:
 def _hash_of(content: Mapping[str, Any]) -> str:
     as_read = json.loads(json.dumps(plain(content)))
     return xxhash.xxh3_128(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
-
-
-def check_files(folder: Path, files: Mapping[str, tuple[int, str]]) -> None:
-    """Compare files with their sizes and hashes: all sizes first, then contents. A file outside the folder is not read.
-
-    Args:
-        files: as `Manifest.files`.
-    Raises:
-        DamagedError: a file differs, is missing or is outside the folder; the message names the first.
-    """
-    for name, (size, _) in files.items():
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DamagedError(f"its list of files names {name!r}, which is outside the folder")
-        try:
-            found = (folder / name).stat().st_size
-        except (OSError, ValueError):  # a name with a NUL
-            raise DamagedError(f"{name} is missing") from None
-        if found != size:
-            raise DamagedError(f"{name} has a size of {found:,} bytes instead of {size:,}")
-    for name, (_, digest) in files.items():
-        try:
-            same = size_and_hash(folder / name)[1] == digest
-        except OSError as error:
-            raise DamagedError(f"{name} cannot be read ({error.strerror or error})") from error
-        if not same:
-            raise DamagedError(f"the content of {name} is not what was written")
-
-
-def size_and_hash(path: Path) -> tuple[int, str]:
-    """As in `Manifest.files`."""
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.hexdigest()

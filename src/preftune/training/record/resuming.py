@@ -10,10 +10,11 @@ from typing import Any
 
 from preftune.errors import ConfigError
 from preftune.log import say, warn
+from preftune.storage.file_hashes import DamagedError, check_files
 from preftune.storage.run_directory import run_facts
 from preftune.training.record import checkpoint
 from preftune.training.record.earlier_run import FOLDER, checkpoints_in, run_id_of
-from preftune.training.record.manifest import FILE, DamagedError, Manifest, check_files, read_manifest
+from preftune.training.record.manifest import FILE, Manifest, read_manifest
 from preftune.training.record.same_run import changed_ends, differences
 
 AUTO = "auto"

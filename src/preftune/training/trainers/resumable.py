@@ -21,6 +21,7 @@ from preftune.amounts import counted
 from preftune.errors import CheckpointError, ConfigError, PreftuneError
 from preftune.log import say, warn
 from preftune.models.locate import files_of_weights, run_of_weights, write_run_of_weights
+from preftune.storage.file_hashes import DamagedError, check_files, size_and_hash
 from preftune.storage.run_directory import run_facts
 from preftune.storage.run_lock import locked
 from preftune.storage.trained_prompts import carry_trained_prompts
@@ -33,7 +34,6 @@ from preftune.training.record.earlier_run import (
     weights_in,
 )
 from preftune.training.record.limits import Limits
-from preftune.training.record.manifest import DamagedError, check_files, size_and_hash
 from preftune.training.record.resuming import AUTO, Choice, check_same_run, choose_checkpoint, own_state
 from preftune.training.record.run_record import RunRecord, new_id
 from preftune.training.record.same_run import best_by, facts_of, is_of_record
