@@ -5,8 +5,9 @@
 - `anytime`: 4,000 sequences of 300 prompts; how often the confidence sequence excludes the true rate at any number of
   prompts, how often the ordinary interval does so at a look after every tenth prompt (400 sequences), how much wider
   the confidence sequence is, and how often each shows a true rate of 60% (200 evaluations).
-- `equal-length`: 400 evaluations each; how often the interval at equal length contains the true rate, and how often the
-  result is "extrapolated". Answers are `shift` standard deviations longer on average.
+- `equal-length`: 400 evaluations each; how often the interval at equal length contains the true rate, how far the mean
+  rate is from it, and how often the result is "extrapolated". Answers are `shift` standard deviations longer on
+  average.
 - `methods`: 400 comparisons of 3 seeds and 200 prompts; how often the interval over prompts and seeds contains the true
   rate of a method, and how often the one over prompts alone does. Standard deviations are in log-odds.
 - `unequal`: prompts with unequal numbers of comparisons, 400 evaluations each of two rates, two shares of ties and
@@ -107,6 +108,7 @@ def equal_length(evaluations: int) -> list[dict[str, Any]]:
                     longer = rng.normal(shift, 1, prompts) * 100
                     chance = sigmoid(quality + by_length * np.tanh(longer / longer.std()))
                     found.append(length_controlled((rng.random(prompts) < chance).astype(float), longer))
+                rates = [one.win_rate for one in found if one.win_rate is not None]
                 cells.append(
                     {
                         "prompts": prompts,
@@ -114,6 +116,7 @@ def equal_length(evaluations: int) -> list[dict[str, Any]]:
                         "log-odds at equal length": quality,
                         "log-odds of length": by_length,
                         "contained": float(np.mean([one.ci_low <= truth <= one.ci_high for one in found])),
+                        "mean rate less the true one": float(np.mean(rates)) - truth if rates else None,
                         "extrapolated": float(np.mean([one.extrapolated for one in found])),
                     }
                 )

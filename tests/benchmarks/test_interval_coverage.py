@@ -29,5 +29,8 @@ def test_the_kept_intervals_are_what_they_are_called() -> None:
     assert kept["anytime"]["ordinary interval at every tenth prompt"]["excluded"] > 0.2
     assert all(one["contained"] >= 0.917 for one in kept["methods"])
     assert kept["methods"][-1]["by the interval over prompts alone"] < 0.5
+    known = [one for one in kept["equal-length"] if one["mean rate less the true one"] is not None]
+    assert all(abs(one["mean rate less the true one"]) < 0.04 for one in known)
+    assert all(abs(one["mean rate less the true one"]) < 0.01 for one in known if one["log-odds of length"] == 0)
     assert all(one["least"] >= 0.917 and one["mean"] >= 0.945 for one in kept["unequal"])
     assert min(one["least of the plain variance"] for one in kept["unequal"]) < 0.7
