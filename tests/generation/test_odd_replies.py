@@ -7,7 +7,9 @@ import json
 import sqlite3
 import threading
 import time
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice, repeat
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,27 +192,58 @@ def test_a_compressed_reply_counts_as_it_unfolds() -> None:
     http.server_close()
 
 
-def test_a_reply_that_trickles_is_given_up() -> None:
+def spaces() -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    yield from repeat(b" ")
+
+
+def header() -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nX-Name: "
+    yield from repeat(b"x")
+
+
+def empty_blocks() -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b\x08\0\0\0\0\0\0\x03"
+    yield from repeat(b"\0\0\0\xff\xff" * 100)
+
+
+def page_of_a_redirect() -> Iterator[bytes]:
+    yield b"HTTP/1.1 307 Moved\r\nLocation: /v1/chat/completions\r\n\r\n"
+    yield from repeat(b" ")
+
+
+def trickling(parts: Callable[[], Iterator[bytes]]):
     def script(handler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Type", "application/json")
-        handler.end_headers()
         handler.close_connection = True
-        for _ in range(100):
+        for part in islice(parts(), 100):
             try:
-                handler.wfile.write(b" ")
+                handler.wfile.write(part)
                 handler.wfile.flush()
             except OSError:
                 return
             time.sleep(0.1)
 
-    http, handler, where = raw(script)
+    return raw(script)
+
+
+@pytest.mark.parametrize("parts", [spaces, header, empty_blocks, page_of_a_redirect])
+def test_a_reply_that_trickles_is_given_up(parts) -> None:
+    http, handler, where = trickling(parts)
     with (
         endpoint(where, timeout=0.5, retries=1) as model,
         pytest.raises(EndpointError, match=r"within 0\.5 s in 2 attempts"),
     ):
         model.chat(HELLO, max_tokens=5)
     assert handler.asked == 2
+    assert model.budget.unanswered == 2
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_reply_that_unfolds_to_nothing_counts_as_it_comes() -> None:
+    http, _, where = trickling(empty_blocks)
+    with endpoint(where, max_reply_bytes=1000) as model, pytest.raises(EndpointError, match=r"more than 0\.001 MB"):
+        model.chat(HELLO, max_tokens=5)
     http.shutdown()
     http.server_close()
 
@@ -222,6 +255,7 @@ def test_what_is_sent_to_one_host_is_not_passed_on_to_another(server) -> None:
     server.faults = [Fault(307, headers={"Location": "/v1/chat/completions"})]
     with endpoint(server) as model:
         assert model.chat(HELLO, max_tokens=5).text == "Hello to you"
+        assert (model.budget.calls, model.budget.unanswered) == (1, 0)  # a redirect is no attempt of its own
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ class Endpoint:
         self._is_chat = False
         """Whether the server has sent a chat completion before."""
         self._lock = threading.Lock()
-        self._guard = ReplyGuard(str(name), seconds=self.conduct.timeout, most_bytes=self.conduct.max_reply_bytes)
+        self._guard = ReplyGuard(str(name), most_bytes=self.conduct.max_reply_bytes)
         if find_spec("openai") is None:
             raise RequestError(f"{name} needs the package openai. Install it with: pip install 'preftune[endpoint]'")
         import openai
@@ -142,9 +142,7 @@ class Endpoint:
             api_key=self._key or "no-key",  # servers of one's own ask for none, and the client insists on one
             timeout=self.conduct.timeout,
             max_retries=self.conduct.retries,
-            http_client=openai.DefaultHttpxClient(
-                event_hooks={"request": [self._guard.sent], "response": [self._guard.answered]}
-            ),
+            http_client=self._guard.client(openai.DefaultHttpxClient),
         )
 
     def __enter__(self) -> Endpoint:

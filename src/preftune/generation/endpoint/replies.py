@@ -7,7 +7,9 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from preftune.errors import EndpointError
@@ -124,28 +126,58 @@ def _count(holder: Any, name: str) -> int | None:
 
 
 class ReplyGuard(threading.local):
-    """Hooks of the HTTP client, for one thread's call at a time.
+    """Limits of the HTTP client, for one thread's call at a time.
 
     It counts attempts without an answer: the client repeats them silently, and a server that was too slow may have done
     and billed the work."""
 
     open = 0
-    """Number of attempts of this call without an answer."""
-    started = 0.0
+    """Number of attempts of this call without an answer. An attempt includes its redirects."""
+    until = 0.0
+    """When the attempt of this thread ends."""
 
-    def __init__(self, where: str, *, seconds: float, most_bytes: int) -> None:
-        self.where, self.seconds, self.most_bytes = where, seconds, most_bytes
+    def __init__(self, where: str, *, most_bytes: int) -> None:
+        self.where, self.most_bytes = where, most_bytes
 
-    def sent(self, request: Any) -> None:
+    def client(self, kind: Any) -> Any:
+        """An HTTP client of this kind that keeps the limits."""
+        http = kind(event_hooks={"response": [self.answered]})
+        http.send = partial(self.attempt, http.send)
+        return http
+
+    def attempt(self, send: Callable[..., Any], request: Any, **more: Any) -> Any:
+        """Sends a request and returns the whole reply.
+
+        The client limits the time of each read only, which a server that sends single bytes of a header never exceeds.
+        The attempt therefore runs in a thread that is left alone at the limit, and ends with the connection.
+
+        Raises: ReadTimeout of the HTTP client, which then repeats the call: the whole reply took too long.
+        """
+        seconds = request.extensions["timeout"]["read"]
+        until, outcome = time.monotonic() + seconds, SimpleQueue[tuple[Any, BaseException | None]]()
+
+        def work() -> None:
+            self.until = until
+            try:
+                outcome.put((send(request, **more), None))
+            except BaseException as error:  # raised in the thread that waits
+                outcome.put((None, error))
+
         self.open += 1
-        self.started = time.monotonic()
+        threading.Thread(target=work, name="preftune-attempt", daemon=True).start()
+        try:
+            response, error = outcome.get(timeout=seconds)
+        except Empty:
+            raise _too_late(request) from None
+        if error is not None:
+            raise error
+        self.open -= 1
+        return response
 
     def answered(self, response: Any) -> None:
-        """Reads the reply while it is within its limits.
+        """Reads the reply, or the page of a redirect, while it is within its limits.
 
-        Raises:
-            EndpointError: it is too long, or redirects to another host.
-            ReadTimeout: of the HTTP client, which then repeats the call: the whole reply took too long.
+        Raises: EndpointError: it is too long, or redirects to another host. ReadTimeout; see `attempt`.
         """
         if response.has_redirect_location:
             asked, there = response.request.url, response.request.url.join(response.headers["location"])
@@ -154,20 +186,46 @@ class ReplyGuard(threading.local):
                     f"{self.where} redirects to {there.scheme}://{there.netloc.decode()}, but requests to one host are "
                     "not passed on to another. If that is the right host, name that address."
                 )
-            return
+        guard, packed = self, response.stream
+
+        class Limited(_http(response).SyncByteStream):  # type: ignore[misc]
+            """The reply before it is unpacked: one that never yields anything is limited too."""
+
+            def __iter__(self) -> Iterator[bytes]:
+                size = 0
+                for part in packed:
+                    guard.check_size(size := size + len(part))
+                    if time.monotonic() > guard.until:
+                        raise _too_late(response.request)
+                    yield part
+
+            def close(self) -> None:
+                packed.close()
+
+        response.stream = Limited()
         content = bytearray()
         for part in response.iter_bytes():
             content += part
-            if len(content) > self.most_bytes:
-                raise EndpointError(
-                    f"{self.where} sent a reply of more than {self.most_bytes / 1e6:g} MB. Lower the maximum length of "
-                    "an answer, or raise --max_reply_mb."
-                )
-            if time.monotonic() - self.started > self.seconds:
-                client = sys.modules[type(response).__module__.partition(".")[0]]
-                raise client.ReadTimeout("the whole reply took too long", request=response.request)
+            self.check_size(len(content))
         response._content = bytes(content)  # the stream is consumed: what `response.read()` would have kept
-        self.open -= 1
+
+    def check_size(self, size: int) -> None:
+        """Raises: EndpointError: the reply is too long."""
+        if size > self.most_bytes:
+            raise EndpointError(
+                f"{self.where} sent a reply of more than {self.most_bytes / 1e6:g} MB. Lower the maximum length of "
+                "an answer, or raise --max_reply_mb."
+            )
+
+
+def _http(holder: Any) -> Any:
+    """The HTTP library that the official client uses."""
+    return sys.modules[type(holder).__module__.partition(".")[0]]
+
+
+def _too_late(request: Any) -> Exception:
+    found: Exception = _http(request).ReadTimeout("the whole reply took too long", request=request)
+    return found
 
 
 def without_system(messages: Sequence[Message]) -> list[Message]:
