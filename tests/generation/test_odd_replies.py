@@ -296,13 +296,14 @@ def rows(cache: VerdictCache) -> sqlite3.Connection:
 
 def test_a_damaged_verdict_is_asked_for_again(tmp_path: Path, caplog) -> None:
     cache = VerdictCache(tmp_path)
-    cache.put({"a": ["A"], "b": ["B"], "c": ["C"], "d": ["D"]}, judge="j")
+    cache.put({"a": ["A"], "b": ["B"], "c": ["C"], "d": ["D"], "e": ["E"]}, judge="j")
     with rows(cache) as direct:
         direct.execute("UPDATE verdicts SET value = replace(value, 'A', 'B') WHERE key = 'a'")
         direct.execute("UPDATE verdicts SET value = '[' WHERE key = 'b'")
         direct.execute("UPDATE verdicts SET value = x'ff00' WHERE key = 'c'")
-    assert cache.get("abcd") == {"d": ["D"]}
-    assert "3 damaged verdicts" in caplog.text
+        direct.execute("UPDATE verdicts SET value = CAST(x'ff00' AS TEXT) WHERE key = 'e'")  # no UTF-8
+    assert cache.get("abcde") == {"d": ["D"]}
+    assert "4 damaged verdicts" in caplog.text
     cache.put({"a": ["A"]}, judge="j")
     assert cache.get("a") == {"a": ["A"]}
 

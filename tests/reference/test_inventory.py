@@ -254,6 +254,18 @@ def test_single_damaged_scores_are_counted_and_removed_and_the_others_stay(tmp_p
     assert store.get([b"\x05\0", b"\x06\0"]).keys() == {b"\x06\0"}
 
 
+def test_text_that_is_not_utf_8_costs_one_row(tmp_path):
+    store = fill(tmp_path, count=3)
+    with sqlite3.connect(store.path) as connection:  # one bit of a row's header makes a text of a blob
+        connection.execute("UPDATE scores SET value = CAST(x'ff00' AS TEXT) WHERE key = x'0000'")
+        connection.execute("UPDATE note SET value = CAST(x'ff00' AS TEXT) WHERE name = 'model'")
+    assert only(tmp_path).note.keys() == {*NOTE, "created", "preftune"} - {"model"}
+    check = verify(only(tmp_path))
+    assert (check.completions, check.damaged, check.torn) == (3, 1, None)
+    assert store.get([b"\0\0", b"\1\0"]).keys() == {b"\1\0"}
+    assert store.usable
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0.4, 0.7), (0.0, 0.01), (0.0, 1.0)])
 def test_a_torn_file_is_found_and_set_aside_and_then_prunable(tmp_path, start, stop):
     store = fill(tmp_path, count=3000)

@@ -214,7 +214,8 @@ def _hinders(error: sqlite3.DatabaseError) -> bool:
 
 def _note(connection: sqlite3.Connection) -> dict[str, str]:
     try:
-        return {str(name): str(value) for name, value in connection.execute("SELECT name, value FROM note")}
+        rows = connection.execute("SELECT name, value FROM note").fetchall()
+        return {name: value for name, value in rows if isinstance(name, str) and isinstance(value, str)}
     except sqlite3.OperationalError:  # written before stores had one
         return {}
 

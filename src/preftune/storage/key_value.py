@@ -30,6 +30,7 @@ def connect(path: Path, *, mark: int, create: Callable[[sqlite3.Connection], Non
         cannot be opened, is locked, or does not fit on the disk.
     """
     connection = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
+    connection.text_factory = _text
     try:
         if not has_mark(connection, mark):
             _create(connection, mark, create)
@@ -38,6 +39,14 @@ def connect(path: Path, *, mark: int, create: Callable[[sqlite3.Connection], Non
         connection.close()
         raise
     return connection
+
+
+def _text(stored: bytes) -> str | bytes:
+    """A text of a row; as bytes if it is damaged and not UTF-8, which SQLite would report as a failure of the query."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored
 
 
 def _create(connection: sqlite3.Connection, mark: int, create: Callable[[sqlite3.Connection], None]) -> None:
@@ -86,6 +95,7 @@ def opened(path: Path, *, patience: float = 5.0) -> Iterator[sqlite3.Connection]
         patience: maximum time in seconds to wait for a writer.
     """
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=patience)
+    connection.text_factory = _text
     try:
         yield connection
     finally:
