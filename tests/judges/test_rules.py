@@ -2,14 +2,15 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from preftune.errors import DatasetError, RequestError
-from preftune.judges.cache import VerdictCache
-from preftune.judges.protocol import checked, finite_score, judge_name, naming_failures
+from preftune.judges.cache import VerdictCache, verdict_key
+from preftune.judges.protocol import Question, checked, finite_score, judge_all, judge_name, naming_failures
 from preftune.judges.registry import RememberedRule, load_judge
 from preftune.judges.rules import KeyFactJudge, LengthJudge, shorter_answer
 from preftune.judges.text_matching import contains_fact, is_correct, key_facts
@@ -192,3 +193,36 @@ def test_numbers_of_numpy_and_torch_are_scores(tmp_path: Path) -> None:
     with closing(VerdictCache(tmp_path)) as cache:
         rule = RememberedRule(Rule(), cache)
         assert rule("p", "a", {}) == rule("p", "a", {}) == 0.5
+
+
+def test_what_is_no_verdict_is_not_remembered(tmp_path: Path) -> None:
+    class Rule:
+        cache_key = name = "words"
+        answer: Any = "A"
+
+        def __call__(self, prompt, answer_a, answer_b, row):
+            return self.answer
+
+    asked = Rule()
+    with closing(VerdictCache(tmp_path)) as cache:
+        rule = RememberedRule(asked, cache)
+        for _ in range(2):
+            with pytest.raises(RequestError, match="answered 'A'; a judge answers"):
+                rule("p", "x", "y", {})
+        assert len(cache) == 0
+        cache.put({verdict_key("rule", "words", "p", "x", "y", {}): "A"}, judge="words")  # by an earlier version
+        asked.answer = "a"
+        assert rule("p", "x", "y", {}) == "a"
+        asked.answer = "b"
+        assert rule("p", "x", "y", {}) == "a"
+
+
+def test_verdicts_of_a_judge_of_many_are_checked_too() -> None:
+    class Rule:
+        name = "many"
+
+        def judge_all(self, questions, *, again=False, progress=None):
+            return [None, "A"]
+
+    with pytest.raises(RequestError, match="answered 'A'; a judge answers"):
+        judge_all(Rule(), [Question("p", "x", "y")] * 2)

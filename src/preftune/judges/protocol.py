@@ -211,7 +211,8 @@ def judge_all(
     """
     many = getattr(judge, "judge_all", None)
     if many is not None:
-        return list(many(questions, again=again, progress=progress))
+        found = many(questions, again=again, progress=progress)
+        return [None if verdict is None else checked(verdict, judge) for verdict in found]
     verdicts: list[Graded | None] = []
     for done, question in enumerate(questions, start=1):
         with naming_failures(judge, question.prompt, question.row):

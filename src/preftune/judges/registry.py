@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from preftune.errors import RequestError
 from preftune.judges.exact_match import ExactJudge
 from preftune.judges.from_scores import TIE_WITHIN, ScoreJudge
-from preftune.judges.protocol import Judge, Scorer, finite_score, judge_name
+from preftune.judges.protocol import Judge, Scorer, checked, finite_score, judge_name
 from preftune.judges.rules import KeyFactJudge, LengthJudge
 from preftune.judges.user_rules import adapted
 from preftune.user_functions import load_function
@@ -227,11 +227,13 @@ class RememberedRule:
         from preftune.judges.cache import verdict_key
 
         key = verdict_key("rule", self.cache_key, *content)
-        known = self._cache.get([key])
-        if key not in known:
-            known[key] = finite_score(self._rule(*content), self._rule) if self.scores_one else self._rule(*content)
-            self._cache.put(known, judge=self.name)
-        return known[key]
+        read: Callable[[Any, Any], Any] = finite_score if self.scores_one else checked
+        for known in self._cache.get([key]).values():
+            with suppress(RequestError):  # earlier versions kept whatever a judge answered
+                return read(known, self._rule)
+        verdict = read(self._rule(*content), self._rule)
+        self._cache.put({key: verdict}, judge=self.name)
+        return verdict
 
 
 def load_judge(spec: str) -> Judge:

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from preftune.judges.cache import VerdictCache, verdict_key
-from preftune.judges.protocol import Graded, Item, Progress, Question, judge_all, judge_name, score_all
+from preftune.judges.protocol import Graded, Item, Progress, Question, is_graded, judge_all, judge_name, score_all
 from preftune.workers import Team
 
 _BLOCK = 500
@@ -39,10 +39,8 @@ class _SpreadRule:
             again: of `judge_all`.
         """
         keys = [] if self._key is None else [verdict_key("rule", self._key, *content) for content in contents]
-        known = self._cache.get(keys) if keys else {}
-        found = {
-            number: known[key] for number, key in enumerate(keys) if key in known and not (again and known[key] is None)
-        }
+        known = {key: value for key, value in self._cache.get(keys).items() if self._reusable(value, again)}
+        found = {number: known[key] for number, key in enumerate(keys) if key in known}
         missing = [number for number in range(len(contents)) if number not in found]
         blocks = [missing[start : start + _BLOCK] for start in range(0, len(missing), _BLOCK)]
         sent = (([contents[number] for number in block], again) for block in blocks)
@@ -54,6 +52,10 @@ class _SpreadRule:
             if progress is not None:
                 progress(len(found), len(contents))
         return [found[number] for number in range(len(contents))]
+
+    def _reusable(self, value: Any, again: bool) -> bool:
+        """Whether a value from the cache is used; earlier versions kept whatever a judge answered."""
+        return not again if value is None else isinstance(value, float) or is_graded(value)
 
 
 class SpreadJudge(_SpreadRule):
