@@ -115,7 +115,7 @@ def distance(policy: ModelSource, start: ModelSource, rows: Sequence[Row], ruler
             ],
         }
         file.parent.mkdir(parents=True, exist_ok=True)
-        append_lines(file, [known])
+        append_lines(file, [known], sealed=True)
     answers = known["answers"]
     asked = [row for row in rows for _ in range(ruler.samples)]
     clusters = [row["id"] for row in asked]

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from preftune.generation.protocol import Answer, Take
+from preftune.generation.protocol import Answer, Take, is_token_count
 from preftune.storage.jsonl import append_lines, read_lines
 
 Record: TypeAlias = Mapping[str, Any]
@@ -17,12 +17,13 @@ Record: TypeAlias = Mapping[str, Any]
 class AnswerStore:
     """The answers of one JSON lines file."""
 
-    def __init__(self, path: Path, known: dict[str, Record] | None = None) -> None:
+    def __init__(self, path: Path, known: dict[str, Record] | None = None, *, sealed: bool = True) -> None:
         """
         Args:
             known: existing answers by key; default: the complete ones in `path`.
+            sealed: lines get a checksum; not in a file that is a dataset.
         """
-        self.path = path
+        self.path, self._sealed = path, sealed
         self.known: dict[str, Record] = {} if known is None else known
         if known is None:
             self.known.update((line["key"], line) for line in read_lines(path) if is_answer(line))
@@ -55,7 +56,7 @@ class AnswerStore:
             if number in wanted:
                 wanted.remove(number)
                 self.known[keys[number]] = line = record(number, answer)
-                append_lines(self.path, [line])
+                append_lines(self.path, [line], sealed=self._sealed)
                 report(len(keys) - len(wanted), len(keys))
 
         if wanted:
@@ -64,5 +65,10 @@ class AnswerStore:
 
 def is_answer(record: Record) -> bool:
     """Whether a line holds a complete answer."""
-    kinds = {"key": str, "text": str, "tokens": int, "finished": bool}
-    return all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+    kinds = {"key": str, "text": str, "finished": bool}
+    return (
+        all(isinstance(record.get(name), kind) for name, kind in kinds.items())
+        and isinstance(record.get("thought", ""), str)
+        and all(is_token_count(record.get(name, 0)) for name in ("tokens", "thought_tokens"))
+        and "tokens" in record
+    )

@@ -69,6 +69,14 @@ class PairGenerator(Protocol):
     def __call__(self, side: Side, prompts: Sequence[Text], rows: Rows) -> Sequence[Answer]: ...
 
 
+_MOST_TOKENS = 10_000_000
+
+
+def is_token_count(value: object) -> bool:
+    """Whether a value that others wrote is a possible number of tokens."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS
+
+
 class Kept(NamedTuple):
     """An answer in the form kept on disk, with its reasoning separated."""
 

@@ -1,4 +1,7 @@
-"""The files of `eval/`: JSON lines that grow by appending and survive kill -9; JSON that is replaced in one step."""
+"""The files of `eval/`: JSON lines that grow by appending and survive kill -9; JSON that is replaced in one step.
+
+Lines from which preftune continues are sealed: they hold a checksum of their own. Sealed lines that were changed later
+are left out by every reader, so that what they held is made again."""
 
 from __future__ import annotations
 
@@ -10,8 +13,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from preftune.amounts import counted
 from preftune.errors import RequestError
+from preftune.log import warn
 from preftune.storage.atomic import naming, write_whole
+
+CHECKSUM = "checksum"
+"""The field of a sealed line."""
+_REPORTED: set[tuple[Path, int]] = set()
 
 
 def digest(value: Any) -> str:
@@ -45,15 +54,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]], *, sealed: bool = False) -> None:
     """Replaces `path` with one JSON object per line."""
-    write_atomically(path, "".join(_line(record) for record in records))
+    write_atomically(path, "".join(_line(record, sealed) for record in records))
 
 
-def append_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, sealed: bool = False) -> None:
     """Appends one JSON object per line and waits until they are on the disk. A torn last line is ended first."""
     torn = not _ends_whole(path)
-    text = ("\n" if torn else "") + "".join(_line(record) for record in records)
+    text = ("\n" if torn else "") + "".join(_line(record, sealed) for record in records)
     with naming(path), open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -100,19 +109,38 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete objects of a JSON lines file; torn lines are left out. Empty if there is no file."""
+    """The complete objects of a JSON lines file, without checksums; torn lines are left out, and damaged ones are
+    reported too. Empty if there is no file.
+    """
     if not path.exists():
         return []
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    records = [record for record in map(read_line, lines) if record is not None]
+    intact = [record for record in records if record]
+    report_damage(path, len(records) - len(intact))
+    return intact
 
 
-def _line(record: Mapping[str, Any]) -> str:
+def read_line(line: str) -> dict[str, Any] | None:
+    """The object of a line, without its checksum: empty if it does not fit its checksum, None if it is no object."""
+    try:
+        record = json.loads(line)
+        if not isinstance(record, dict):
+            return None
+        checksum = record.pop(CHECKSUM, None)
+        return record if checksum is None or checksum == digest(record) else {}
+    except (ValueError, RecursionError):
+        return None
+
+
+def report_damage(path: Path, lines: int) -> None:
+    """Warns, once per job, of lines that are not used because they were changed after they had been written."""
+    if lines and (path, lines) not in _REPORTED:
+        _REPORTED.add((path, lines))
+        warn(f"{path} holds {counted(lines, 'damaged line')}; what was there is generated or judged again.")
+
+
+def _line(record: Mapping[str, Any], sealed: bool) -> str:
+    if sealed:
+        record = {**record, CHECKSUM: digest(record)}
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

@@ -255,6 +255,8 @@ def test_files_of_another_version_are_taken_up_or_left_alone(tmp_path: Path) -> 
 
     evaluate()
     verdicts = read_lines(tmp_path / "verdicts.jsonl")
+    for line in verdicts:
+        del line["unjudged"]
     verdicts[0]["of_a_later_version"] = 1
     verdicts[1]["outcome"] = "maybe"
     del verdicts[2]["outcome"]
@@ -265,6 +267,55 @@ def test_files_of_another_version_are_taken_up_or_left_alone(tmp_path: Path) -> 
     answers[0]["base"], answers[1]["tokens"]["aligned"] = None, "many"
     write_lines(tmp_path / "generations.jsonl", answers)
     assert evaluate() == 0
+
+
+def damage(path: Path, *changes: tuple[str, str]) -> None:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for place, (before, after) in enumerate(changes):
+        assert before in lines[place]
+        lines[place] = lines[place].replace(before, after)
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_damaged_lines_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, sealed: bool) -> None:
+    class Paid:
+        cache_key = "paid-v1"
+        symmetric = False
+        calls = 0
+
+        def __call__(self, prompt, answer_a, answer_b, row):
+            Paid.calls += 1
+            return "b" if answer_a.startswith("well") else "a"
+
+    verdicts, answers = tmp_path / "verdicts.jsonl", tmp_path / "generations.jsonl"
+
+    def evaluate() -> tuple[int, int]:
+        asked, speaker = Paid.calls, Speaker()
+        found = evaluate_pairwise(ROWS, generate=speaker, judge=Paid(), output_dir=tmp_path, settings={})
+        assert found.win_rate.wins == 6
+        for path in [] if sealed else [verdicts, answers]:  # as earlier versions wrote them
+            write_lines(path, read_lines(path))
+        return len(speaker.asked), Paid.calls - asked
+
+    evaluate()
+    assert evaluate() == (0, 0)
+    damage(
+        verdicts,
+        ('"value": 1.0', '"value": 0.0'),
+        ('"outcome": "win"', '"outcome": "loss"'),
+        ('"base_first": "b"', '"base_first": "a"'),
+        ('"unjudged": false', '"unjudged": "no"'),
+        ('"unjudged": false', '"unjudged": true'),
+    )
+    assert evaluate() == (0, 10)
+    assert caplog.text.count(f"{verdicts} holds 5 damaged lines") == 1
+    damage(answers, ('"base": 10', '"base": -5'), ('"aligned": 5', f'"aligned": 1{"0" * 30}'))
+    assert evaluate() == ((4, 0) if sealed else (2, 0))
+    if sealed:
+        damage(answers, ("base: fact0", "base: fact9"), ('"base": "well then, base: fact1", "aligned"', '"base"'))
+        assert evaluate() == (4, 0)
+        assert caplog.text.count(f"{answers} holds 2 damaged lines") == 1
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_torn_last_line_is_reported_and_the_others_are_kept(run_folder: Path) 
         file.write('{"step": 82, "lo')
     run = read_run(run_folder)
     assert len(run.metrics) == 48
-    assert list(missing_files([run])) == ["metrics.jsonl has 1 incomplete line, left out on this page."]
+    assert list(missing_files([run])) == ["metrics.jsonl has 1 incomplete or damaged line, left out on this page."]
 
 
 def test_values_of_any_kind_in_any_place(run_folder: Path) -> None:

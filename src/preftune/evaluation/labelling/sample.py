@@ -123,7 +123,9 @@ def sample(
         "prompts": f"{len(prompts.prompts)} ({digest([p.key for p in prompts.prompts])})",
     }
     asked = [Asked(prompt, number, _seed(seed, prompt, number)) for prompt in prompts.prompts for number in range(k)]
-    store = AnswerStore(path, _resume(path, settings, {"source": prompts.name, "prompts": len(prompts.prompts)}))
+    store = AnswerStore(
+        path, _resume(path, settings, {"source": prompts.name, "prompts": len(prompts.prompts)}), sealed=False
+    )
     keys = [one.key for one in asked]
     missing = store.missing(keys)
     if before is not None:

@@ -125,7 +125,7 @@ def run_tasks(
                 except Exception as error:  # a hub that cannot be reached, a task's own code: whatever these raise
                     failures[task] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                     continue
-                append_lines(path, [{"key": keys[side, task], "result": result._asdict()}])
+                append_lines(path, [{"key": keys[side, task], "result": result._asdict()}], sealed=True)
                 known[keys[side, task]] = result
                 done += 1
     finished = [task for task in tasks if task not in failures]

@@ -72,7 +72,7 @@ def answer_rows(
     wanted = frozenset(keys)
     others = [line for store in stores.values() for key, line in store.known.items() if key not in wanted]
     if others:
-        write_lines(partial, others)  # before `path` is replaced, which holds them until then
+        write_lines(partial, others, sealed=True)  # before `path` is replaced, which holds them until then
     write_results(path, (answer.to_dict() for answer in answered))
     if not others:
         partial.unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def write_results(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     lines = [dict(record) for record in records]
     if list(read_lines(path)) != lines:
         path.with_name("summary.json").unlink(missing_ok=True)
-    write_lines(path, lines)
+    write_lines(path, lines, sealed=True)
 
 
 def missing_rows(
@@ -115,7 +115,7 @@ def take_over_baseline(
     pairs = zip(_keys(rows, settings), _keys(rows, other), strict=True)
     lines = [{**known[theirs], "key": key} for key, theirs in pairs if key not in own and theirs in known]
     if lines:
-        append_lines(path.with_name(PARTIAL), lines)
+        append_lines(path.with_name(PARTIAL), lines, sealed=True)
 
 
 def _check_rows(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -134,7 +134,7 @@ def values_of_both(
             for start in range(0, len(missing), at_once):
                 part = missing[start : start + at_once]
                 found = dict(zip([key for key, _ in part], values([i for _, i in part]), strict=True))
-                append_lines(path, ({"key": key, name: value} for key, value in found.items()))
+                append_lines(path, ({"key": key, name: value} for key, value in found.items()), sealed=True)
                 known |= found
                 report_progress()
 

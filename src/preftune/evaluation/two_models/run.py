@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from preftune.evaluation.two_models.answers import Progress, answer_rows, write_results
 from preftune.evaluation.two_models.summary import Summary, summarise
-from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, Outcome
+from preftune.evaluation.two_models.types import AnsweredRow, JudgedRow, outcome_word
 from preftune.evaluation.two_models.verdict_record import write_summary
 from preftune.generation.protocol import PairGenerator
 from preftune.judges.protocol import (
@@ -29,7 +29,7 @@ from preftune.judges.protocol import (
 )
 from preftune.judges.registry import as_judge
 from preftune.statistics.confidence_sequence import anytime_interval
-from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines
+from preftune.storage.jsonl import append_lines, digest, prepare_folder, read_lines, report_damage
 
 
 def evaluate_pairwise(
@@ -124,8 +124,11 @@ def judge_rows(
     known: dict[str, dict[str, Any]] = {}
     if path is not None:
         partial = path.with_name(f"{path.stem}.partial.jsonl")
-        records = [record for file in (path, partial) for record in read_lines(file) if _is_outcome(record)]
-        known = {r["key"]: r for r in records if not (again and r.get("unjudged"))}
+        for file in (path, partial):
+            records = [record for record in read_lines(file) if record.get("key")]
+            usable = [record for record in records if _is_outcome(record)]
+            report_damage(file, len(records) - len(usable))
+            known |= {record["key"]: record for record in usable if not (again and record.get("unjudged"))}
     open_rows = [
         number
         for number, (answer, key) in enumerate(zip(answered, keys, strict=True))
@@ -148,7 +151,7 @@ def judge_rows(
         if not at_once:
             report(len(fresh), len(open_rows))
             if path is not None and keys[part[0]]:
-                append_lines(partial, [fresh[n].to_dict() for n in part])
+                append_lines(partial, [fresh[n].to_dict() for n in part], sealed=True)
     judged = [
         fresh[number] if number in fresh else _without_asking(answer.id, key, known)
         for number, (answer, key) in enumerate(zip(answered, keys, strict=True))
@@ -183,24 +186,24 @@ def _judged(
     name: str, base_first: Graded | None, aligned_first: Graded | None, key: str, *, symmetric: bool
 ) -> JudgedRow:
     unread = base_first is None or (aligned_first is None and not symmetric)
-    value = 0.5 if base_first is None or unread else value_of(base_first, aligned_first)
-    return JudgedRow(name, value, base_first, aligned_first, key, unread)
+    return JudgedRow(name, _value(base_first, aligned_first, unread), base_first, aligned_first, key, unread)
 
 
 def _is_outcome(record: Mapping[str, Any]) -> bool:
-    """Whether a line of verdicts.jsonl can be reused."""
-    value = record.get("value", 0.5)
-    return (
-        isinstance(record.get("key"), str)
-        and bool(record["key"])
-        and record.get("outcome") in get_args(Outcome)
-        and isinstance(value, float)
-        and is_graded(value)
-        and all(
-            name in record and (record[name] is None or is_graded(record[name]))
-            for name in ("base_first", "aligned_first")
-        )
-    )
+    """Whether a line of verdicts.jsonl can be reused: it is whole, and its judgements lead to its outcome."""
+    first, second = (record.get(name, "") for name in ("base_first", "aligned_first"))
+    unread = record.get("unjudged")
+    if not isinstance(record.get("key"), str) or not (unread is None or isinstance(unread, bool)):
+        return False
+    if not all(judgement is None or is_graded(judgement) for judgement in (first, second)):
+        return False
+    value = _value(first, second, bool(unread))
+    given = record.get("value", value)
+    return isinstance(given, float) and given == value and record.get("outcome") == outcome_word(value)
+
+
+def _value(base_first: Graded | None, aligned_first: Graded | None, unread: bool) -> float:
+    return 0.5 if base_first is None or unread else value_of(base_first, aligned_first)
 
 
 def value_of(base_first: Graded, aligned_first: Graded | None) -> float:

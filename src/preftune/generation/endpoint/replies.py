@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 
 from preftune.errors import EndpointError
 from preftune.generation.endpoint.budget import guess_tokens
+from preftune.generation.protocol import is_token_count
 from preftune.types import Message
 
 _THOUGHT_FIELDS = ("reasoning_content", "reasoning")
 """Fields in which servers return reasoning separately from the answer."""
-_MOST_TOKENS = 10_000_000
-"""Token counts above this are ignored."""
 
 
 class Reply(NamedTuple):
@@ -122,7 +121,7 @@ def _encodable(text: str) -> str:
 
 def _count(holder: Any, name: str) -> int | None:
     value = getattr(holder, name, None)
-    return value if isinstance(value, int) and 0 <= value <= _MOST_TOKENS else None
+    return value if isinstance(value, int) and is_token_count(value) else None
 
 
 class ReplyGuard(threading.local):

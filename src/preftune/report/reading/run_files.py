@@ -13,6 +13,7 @@ from typing import Any
 
 from preftune.amounts import counted
 from preftune.errors import RequestError
+from preftune.storage.jsonl import read_line
 from preftune.storage.untrusted_json import Figures, at, mapping, number, prompt_text, text, truth
 
 FILES = ("run.json", "metrics.jsonl", "audit.json", "samples.jsonl", "guard.jsonl")
@@ -219,16 +220,13 @@ def _lines(path: Path, missing: dict[str, str], root: Path) -> list[dict[str, An
         return []
     found, torn = [], 0
     for line in filter(str.strip, content.split("\n")):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, dict):
+        value = read_line(line)
+        if value:
             found.append(value)
         else:
             torn += 1
     if torn:
-        missing[name] = f"has {counted(torn, 'incomplete line')}, left out on this page"
+        missing[name] = f"has {counted(torn, 'incomplete or damaged line')}, left out on this page"
     return found
 
 

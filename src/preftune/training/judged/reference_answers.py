@@ -68,7 +68,7 @@ def reference_answers(
         found = dict(zip(missing, share(list(missing.values()), answer), strict=True))
         if trainer.is_world_process_zero():
             make_private(path.parent)
-            append_lines(path, ({"key": name, **kept._asdict()} for name, kept in found.items()))
+            append_lines(path, ({"key": name, **kept._asdict()} for name, kept in found.items()), sealed=True)
         known |= found
     detail(f"eval_judge: of the reference's {len(asked)} answers, {len(asked) - len(missing)} were kept.")
     return [known[name] for name in keys]
