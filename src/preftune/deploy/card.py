@@ -167,7 +167,7 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
 
 def _tags(header: dict[str, Any]) -> list[str]:
     tags = header.get("tags")
-    return [str(tag) for tag in tags] if isinstance(tags, list) else []
+    return [str(tag) for tag in tags if isinstance(tag, str | int | float)] if isinstance(tags, list) else []
 
 
 def _without_paths(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ def test_flags_override_the_recipe(tmp_path) -> None:
     assert asked.config.max_prompt_length == 64
 
 
+def nested_aliases(levels: int) -> Iterator[str]:
+    yield "a0: &a0 [x, x, x, x, x, x, x]"
+    for n in range(1, levels):
+        yield f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 7)}]"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -92,6 +99,9 @@ def test_flags_override_the_recipe(tmp_path) -> None:
         ("- a\n- b", "holds no 'key: value' lines"),
         ("", "holds no 'key: value' lines"),
         ("datasets:\n  - a.jsonl", "is not an entry with a path"),
+        ("beta: 1\na: &a [*a]", "recipe.yaml, line 2: the value contains itself"),
+        ("\n".join(nested_aliases(8)), "line 8: the value holds more than 1,000,000 values when its aliases"),
+        ("\n".join(nested_aliases(60)), "line 8: the value holds more than 1,000,000 values when its aliases"),
     ],
 )
 def test_a_wrong_recipe_names_the_line(tmp_path, text: str, says: str) -> None:

@@ -48,6 +48,10 @@ _Typed.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d[\d_]
 _Typed.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^None$"), ["N"])
 
 
+_MOST_VALUES = 1_000_000
+"""Values that a recipe can hold with its aliases written out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One top-level line of a recipe."""
@@ -99,11 +103,14 @@ def read_recipe(name: str) -> Recipe:
         raise RequestError(f"The recipe {name} cannot be read: {error.strerror}. Check the path.") from None
     try:
         root = yaml.compose(text, Loader=_AsWritten)
-        _refuse_circles(name, root, ())
+        if root is not None:
+            _check_aliases(name, root, {})
         written = yaml.load(text, Loader=_AsWritten)
         typed = yaml.load(text, Loader=_Typed)
     except yaml.YAMLError as error:
         raise RequestError(_broken(name, error)) from None
+    except RequestError:
+        raise
     except ValueError as error:  # 0128 is octal in YAML
         raise RequestError(
             f"The recipe {name}: a value cannot be read as YAML reads it ({error}). Put it in quotes, or write a "
@@ -127,15 +134,29 @@ def typed_values(name: str) -> dict[str, Any]:
     return loaded
 
 
-def _refuse_circles(name: str, node: Any, above: tuple[int, ...]) -> None:
-    """Raises: RequestError for an anchor that holds itself."""
-    if id(node) in above:
-        where = f"The recipe {name}, line {node.start_mark.line + 1}"
+def _check_aliases(name: str, node: Any, sizes: dict[int, int]) -> int:
+    """The number of values in a node when all aliases in it are written out.
+
+    Args:
+        sizes: this number of the nodes seen so far; 0 while a node is being counted.
+    Raises: RequestError for an anchor that holds itself, or aliases that would fill the memory.
+    """
+    where = f"The recipe {name}, line {node.start_mark.line + 1}"
+    if sizes.get(id(node)) == 0:
         raise RequestError(f"{where}: the value contains itself (an anchor & and its alias *). Write it out.")
-    if isinstance(node, yaml.CollectionNode):
-        parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-        for part in parts:
-            _refuse_circles(name, part, (*above, id(node)))
+    if id(node) not in sizes:
+        sizes[id(node)] = 0
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        size = 1 + sum(_check_aliases(name, part, sizes) for part in parts)
+        if size > _MOST_VALUES:
+            raise RequestError(
+                f"{where}: the value holds more than {_MOST_VALUES:,} values when its aliases (*) are written out. "
+                "Remove aliases of lists that hold aliases."
+            )
+        sizes[id(node)] = size
+    return sizes[id(node)]
 
 
 def _entries(name: str, root: yaml.MappingNode, written: dict[Any, Any], typed: dict[Any, Any]) -> Iterator[Entry]:
