@@ -145,12 +145,12 @@ def test_missing_recipe(preftune, tmp_path) -> None:
 
 
 def test_environment_block(preftune, tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("PREFTUNE_TEST_MARK", "before")
-    (tmp_path / "r.yaml").write_text("env: {PREFTUNE_TEST_MARK: 7}\nbeta: -1\nmodel: m\ndata: d\n", encoding="utf-8")
+    monkeypatch.setenv("WANDB_NOTES", "before")
+    (tmp_path / "r.yaml").write_text("env: {WANDB_NOTES: 7}\nbeta: -1\nmodel: m\ndata: d\n", encoding="utf-8")
     assert preftune("dpo", "--config", tmp_path / "r.yaml").code == 2
     import os
 
-    assert os.environ["PREFTUNE_TEST_MARK"] == "7"
+    assert os.environ["WANDB_NOTES"] == "7"
 
 
 @pytest.mark.parametrize("flag", ["--learning_rate", "--learning-rate"])
@@ -277,15 +277,17 @@ def test_no_argument_class_declares_a_name_twice() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["HF_ENDPOINT", "LD_PRELOAD", "PATH", "PYTHONPATH", "https_proxy", "OPENAI_BASE_URL", "SSL_CERT_FILE", "HF_HOME"],
-)
+    ["HF_ENDPOINT", "LD_PRELOAD", "PATH", "PYTHONPATH", "https_proxy", "OPENAI_BASE_URL", "SSL_CERT_FILE", "HF_HOME",
+     "CUDA_INJECTION64_PATH", "TORCHINDUCTOR_CACHE_DIR", "LOCAL_KERNELS", "RAY_ADDRESS", "WANDB_API_KEY",
+     "NCCL_NET_PLUGIN", "MASTER_ADDR", "PREFTUNE_CACHE", "a_variable_of_tomorrow"],
+)  # fmt: skip
 def test_a_recipe_moves_no_token_and_loads_no_library_unless_that_is_accepted(name, preftune, tmp_path, monkeypatch):
     before = os.environ.get(name)
     monkeypatch.setenv(name, before or "")
     (tmp_path / "r.yaml").write_text(f"env: {{{name}: /elsewhere}}\nbeta: -1\nmodel: m\ndata: d\n", encoding="utf-8")
     refused = preftune("dpo", "--config", tmp_path / "r.yaml")
     assert refused.code == 2
-    assert f"env: {name} would decide where tokens are sent" in refused.message
+    assert f"env: {name} may decide where tokens and results are sent" in refused.message
     assert os.environ[name] == (before or "")
     accepted = preftune("dpo", "--config", tmp_path / "r.yaml", "--allow_env")
     assert "--beta -1" in accepted.message
@@ -298,7 +300,7 @@ def test_a_recipe_says_what_it_sets_and_that_code_of_the_model_will_run(preftune
     text = "env: {WANDB_PROJECT: mine, WANDB_API_KEY: secret-of-mine}\ntrust_remote_code: true\n"
     text += "beta: -1\nmodel: m\ndata: d\n"
     (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
-    preftune("dpo", "--config", tmp_path / "r.yaml")
+    preftune("dpo", "--config", tmp_path / "r.yaml", "--allow_env")
     assert "sets in the environment: WANDB_PROJECT=mine, WANDB_API_KEY=***" in caplog.text
     assert "line 2: trust_remote_code lets the model's own Python code run" in caplog.text
 

@@ -188,22 +188,29 @@ def _broken(name: str, error: yaml.YAMLError) -> str:
 ALLOW_ENV = "--allow_env"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_MOVES = re.compile(
-    r"(.*_)?(ENDPOINT|URL|URI|HOST|SERVER|PROXY|API_BASE)(_.*)?"  # where requests go, and the tokens in them
-    r"|.*(CA_BUNDLE|CERT_FILE|CERT_DIR|SSL).*"  # whose certificates are believed
-    r"|LD_.*|DYLD_.*|.*_(PRELOAD|PLUGIN|LIBRARY_PATH)"  # libraries that are loaded
-    r"|PATH|PYTHON.*|HOME|SHELL|BASH_ENV|ENV|IFS|CC|CXX|GIT_.*|CUDA_HOME|TORCH_EXTENSIONS_DIR|TRITON_.*"  # programs
-    r"|HF_HOME|HF_TOKEN_PATH|HF_MODULES_CACHE|HF_ASSETS_CACHE|XDG_.*",  # tokens that are read, code that is kept
-    re.IGNORECASE,
+_HARMLESS = re.compile(
+    r"CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING)|CUBLAS_WORKSPACE_CONFIG|PYTORCH_(CUDA_)?ALLOC_CONF"  # devices
+    r"|PYTORCH_ENABLE_MPS_FALLBACK|PYTORCH_MPS_(HIGH|LOW)_WATERMARK_RATIO|(TORCHDYNAMO|TORCH_COMPILE)_DISABLE"
+    r"|(OMP|MKL|OPENBLAS|NUMEXPR)_NUM_THREADS|TOKENIZERS_PARALLELISM|RAYON_NUM_THREADS|PYTHONHASHSEED"  # threads
+    r"|NCCL_(DEBUG|DEBUG_SUBSYS|TIMEOUT|ASYNC_ERROR_HANDLING|BLOCKING_WAIT|SOCKET_IFNAME|P2P_LEVEL|IB_HCA|ALGO|PROTO)"
+    r"|NCCL_(P2P|IB|SHM|NVLS|CUMEM)_(DISABLE|ENABLE)|GLOO_SOCKET_IFNAME|MASTER_PORT"  # between ranks
+    r"|TORCH_NCCL_(ASYNC_ERROR_HANDLING|BLOCKING_WAIT|AVOID_RECORD_STREAMS|HEARTBEAT_TIMEOUT_SEC)"
+    r"|(TRANSFORMERS|DATASETS|HF_HUB|HF_DATASETS)_(OFFLINE|VERBOSITY|IN_MEMORY_MAX_SIZE)"  # downloads and messages
+    r"|HF_HUB_(ENABLE_HF_TRANSFER|DISABLE_(PROGRESS_BARS|TELEMETRY|XET|SYMLINKS_WARNING)|(DOWNLOAD|ETAG)_TIMEOUT)"
+    r"|HF_XET_HIGH_PERFORMANCE|DO_NOT_TRACK|ACCELERATE_LOG_LEVEL|TF_CPP_MIN_LOG_LEVEL|TQDM_DISABLE|NO_COLOR|FORCE_COLOR"
+    r"|TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    r"|WANDB_(PROJECT|ENTITY|NAME|RUN_GROUP|RUN_ID|JOB_TYPE|TAGS|NOTES|MODE|DISABLED|SILENT|WATCH|RESUME)"
+    r"|MLFLOW_(EXPERIMENT_NAME|RUN_NAME|TAGS)|COMET_(PROJECT_NAME|MODE)|TRACKIO_PROJECT"  # runs
 )
-_HARMLESS = ("MASTER_PORT",)
+"""Settings that neither send anything elsewhere nor load code. All others need the flag: a list of those that do could
+not be complete."""
 
 
 def set_environment(values: Mapping[str, str], *, recipe: str, allowed: bool) -> None:
     """Sets the environment variables of a recipe, and logs which.
 
     Args:
-        allowed: the command line accepts variables that decide where tokens are sent or which code is loaded.
+        allowed: the command line accepts variables that are not known to be harmless.
     Raises:
         RequestError: a name or a value that no variable can have, or one that needs the flag.
     """
@@ -213,11 +220,12 @@ def set_environment(values: Mapping[str, str], *, recipe: str, allowed: bool) ->
                 f"The recipe {recipe}: env: {name!r} cannot be set: a name is letters, digits and underscores, and a "
                 "value has no NUL. Remove it."
             )
-    moved = [name for name in values if _MOVES.fullmatch(name) and name not in _HARMLESS]
-    if moved and not allowed:
+    others = [name for name in values if not _HARMLESS.fullmatch(name)]
+    if others and not allowed:
         raise RequestError(
-            f"The recipe {recipe}: env: {', '.join(moved)} would decide where tokens are sent or which programs and "
-            f"libraries are loaded. Remove it, or accept the recipe's variables with {ALLOW_ENV}."
+            f"The recipe {recipe}: env: {', '.join(others)} may decide where tokens and results are sent or which code "
+            "is loaded: only settings of devices, threads, logging and trackers that are known to be harmless are set. "
+            f"Remove it, or accept the recipe's variables with {ALLOW_ENV}."
         )
     if values:
         shown = ", ".join(f"{name}={'***' if is_secret(name) else value}" for name, value in values.items())
