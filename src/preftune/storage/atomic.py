@@ -37,12 +37,24 @@ def write_whole(path: Path, data: bytes) -> None:
 
     The folder is created if necessary. Raises: OSError.
     """
+    with staged(path, data):
+        pass
+
+
+@contextlib.contextmanager
+def staged(path: Path, data: bytes) -> Iterator[None]:
+    """Writes a file that replaces `path` when the body has succeeded: of files that belong together, all are complete
+    before the first is replaced.
+
+    Raises: OSError.
+    """
     temporary = temporary_beside(path)
     try:
         with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        yield
         with naming(path):
             os.replace(temporary, path)
     except BaseException:

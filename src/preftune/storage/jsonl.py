@@ -10,13 +10,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from preftune.amounts import counted
 from preftune.errors import RequestError
 from preftune.log import warn
-from preftune.storage.atomic import naming, write_whole
+from preftune.storage.atomic import naming, staged, write_whole
 
 CHECKSUM = "checksum"
 """The field of a sealed line."""
@@ -56,7 +57,15 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]], *, sealed: bool = False) -> None:
     """Replaces `path` with one JSON object per line."""
-    write_atomically(path, "".join(_line(record, sealed) for record in records))
+    with staged_lines(path, records, sealed=sealed):
+        pass
+
+
+def staged_lines(
+    path: Path, records: Iterable[Mapping[str, Any]], *, sealed: bool = False
+) -> AbstractContextManager[None]:
+    """Like `write_lines`; the file is replaced when the body has succeeded."""
+    return staged(path, "".join(_line(record, sealed) for record in records).encode("utf-8", "backslashreplace"))
 
 
 def append_lines(path: Path, records: Iterable[Mapping[str, Any]], *, sealed: bool = False) -> None:

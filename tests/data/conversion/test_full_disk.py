@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from preftune.storage import atomic
 from tests.data.conversion.test_convert import ENDINGS, convert, rows_file
 
 
@@ -31,3 +32,19 @@ def test_a_full_disk_is_reported_with_the_file_and_leaves_nothing(
         convert(source, output)
     assert error.value.filename == str(output)
     assert list(output.parent.iterdir()) == []
+
+
+def test_a_manifest_that_does_not_fit_leaves_the_earlier_conversion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out" / "c.jsonl"
+    convert(rows_file(tmp_path, [{"prompt": "p", "chosen": "good", "rejected": "bad"}]), output)
+    before = {path.name: path.read_bytes() for path in output.parent.iterdir()}
+
+    def full(path: Path) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "temporary_beside", full)
+    with pytest.raises(OSError, match="No space left"):
+        convert(rows_file(tmp_path, [{"prompt": "p", "chosen": "other", "rejected": "bad"}]), output, overwrite=True)
+    assert {path.name: path.read_bytes() for path in output.parent.iterdir()} == before

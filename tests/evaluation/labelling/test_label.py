@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from preftune.judges.pairwise_llm import ChatJudge, parse_verdict
 from preftune.judges.protocol import Question
 from preftune.judges.registry import RememberedRule
 from preftune.judges.rules import KeyFactJudge, LengthJudge
+from preftune.storage import atomic
 from tests.generation.chat_server import ChatServer, Fault, serving, shorter_wins
 
 CHAT = [{"role": "user", "content": "Which one?"}]
@@ -179,6 +181,24 @@ def test_a_labelling_that_is_killed_between_its_files_can_be_repeated(tmp_path: 
         label(samples, tmp_path / "p.jsonl", ByScore(letters))
     monkeypatch.setattr(os, "replace", replace)
     assert label(samples, tmp_path / "p.jsonl", ByScore(letters)).pairs == 2
+
+
+@pytest.mark.parametrize("file", ["p.jsonl", "p.jsonl.manifest.json"])
+def test_a_full_disk_leaves_the_earlier_pairs_with_their_manifest(tmp_path: Path, monkeypatch, file: str) -> None:
+    samples, output = write_samples(tmp_path / "s.jsonl", ANSWERS), tmp_path / "out" / "p.jsonl"
+    label(samples, output, ByScore(letters))
+    before = {path.name: path.read_bytes() for path in output.parent.iterdir()}
+    make = atomic.temporary_beside
+
+    def full(path: Path) -> Path:
+        if path.name == file:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return make(path)
+
+    monkeypatch.setattr(atomic, "temporary_beside", full)
+    with pytest.raises(OSError, match="No space left"):
+        label(samples, output, ByScore(lambda prompt, answer, row: -len(answer)))
+    assert {path.name: path.read_bytes() for path in output.parent.iterdir()} == before
 
 
 # --- verdicts ---

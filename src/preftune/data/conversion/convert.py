@@ -26,7 +26,7 @@ from preftune.data.pairs.dataset import PairDataset
 from preftune.data.pairs.stream import PairStream
 from preftune.errors import ConfigError, DatasetError
 from preftune.log import warn
-from preftune.storage.atomic import sha256_of, write_whole
+from preftune.storage.atomic import sha256_of, staged
 from preftune.version import __version__
 from preftune.workers import Team
 from preftune.workers.team import in_order
@@ -98,10 +98,10 @@ def convert_pairs(
                 writer.write(part)
         written = [writer.finish() for writer in writers]
         manifest = _manifest(inputs, seen, begins, decision, filters, written, {**(options or {}), "strict": strict})
-        for writer in writers:
-            writer.keep()
-    text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    write_whole(outputs_of(output, split=False)[-1], text.encode("utf-8"))
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        with staged(outputs_of(output, split=False)[-1], text.encode("utf-8")):
+            for writer in writers:
+                writer.keep()
     if stale is not None and stale.exists():
         stale.unlink()
         warn(f"Removed {stale}, held out by an earlier run: this run holds nothing out (no --split).")

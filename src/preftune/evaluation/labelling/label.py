@@ -19,7 +19,7 @@ from preftune.evaluation.labelling.sample import manifest_of
 from preftune.evaluation.labelling.sample_groups import Group, LabelCounts, read_groups
 from preftune.evaluation.labelling.scoring import Progress, Rated, Rater
 from preftune.storage.atomic import sha256_of
-from preftune.storage.jsonl import prepare_folder, read_object, write_json, write_lines
+from preftune.storage.jsonl import prepare_folder, read_object, staged_lines, write_json
 from preftune.types import Text
 from preftune.version import __version__
 
@@ -70,11 +70,12 @@ def label(
         **(settings or {}),
     }
     source = {"samples": str(samples), "sha256": sha256_of(samples)}
-    write_json(
-        manifest_of(output),
-        {"preftune": __version__, "settings": used, "data": source, "counts": asdict(counts)},
-    )
-    write_lines(output, rows)  # last: pairs without their manifest would be taken for another program's
+    # Pairs without their manifest would be taken for another program's.
+    with staged_lines(output, rows):
+        write_json(
+            manifest_of(output),
+            {"preftune": __version__, "settings": used, "data": source, "counts": asdict(counts)},
+        )
     return counts
 
 
