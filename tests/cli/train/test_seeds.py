@@ -126,3 +126,11 @@ def test_a_seed_that_fails_is_named(in_this_process: list[list[str]], tmp_path: 
     assert "Seed 4 failed" in capsys.readouterr().err
     assert in_this_process[0][-6:] == ["--seed", "4", "--output_dir", str(out / "seed-4"), "--resume", "auto"]
     assert "--split_seed" in in_this_process[0]
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "LOCAL_RANK"])
+def test_a_variable_of_torchrun_that_is_no_number_is_named(preftune, monkeypatch, name: str) -> None:
+    monkeypatch.setenv(name, "x")
+    result = preftune("dpo", "--model", "m", "--data", "d")
+    assert result.code == 2
+    assert f"The environment variable {name} is 'x', not a whole number. Unset it" in result.message

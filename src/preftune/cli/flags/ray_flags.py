@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from preftune.cli.flags.seeds import started_ranks
 from preftune.errors import RequestError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def open_pool(asked: argparse.Namespace, opened: ExitStack) -> Pool | None:
         if asked.ray_workers is not None:
             raise RequestError("--ray_workers has no effect without --ray. Add --ray, or leave it out.")
         return None
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if started_ranks() > 1:
         raise RequestError("--ray has workers of its own: start the command without torchrun.")
     from preftune.workers.ray_pool import RayPool
 

@@ -18,6 +18,7 @@ from preftune.cli.flags.field_names import Field, check_choices, check_names, fi
 from preftune.cli.flags.help_pages import HelpPage, page
 from preftune.cli.flags.messages import echo, tell
 from preftune.cli.flags.recipe import Recipe, find_recipe
+from preftune.cli.flags.seeds import started_ranks, words_of_each
 from preftune.cli.train.ended_run import asked_checkpoint, held_out_metrics, judged_lines, leave, stopped, write_page
 from preftune.errors import PlanOnlyError, PreftuneError, RequestError
 from preftune.log import say, show_details, warn
@@ -157,6 +158,7 @@ def requested(method: Method, argv: Sequence[str], *, elsewhere: bool = False) -
     Args:
         elsewhere: the model is computed on other machines, so flags of the device are not checked on this one.
     """
+    started_ranks()
     recipe = find_recipe(argv)
     names = names_of(method.data_arguments, method.model_arguments, method.config)
     if names is not None:
@@ -181,7 +183,6 @@ def _train(method: Method, request: Request) -> int:
         return _plan_only(method, request)
     check_writable(output)
     if request.seeds:
-        from preftune.cli.flags.seeds import words_of_each
         from preftune.training.seeds import train_seeds
 
         words = words_of_each(request.words, request.seeds, split=hasattr(request.data, "split_seed"))
