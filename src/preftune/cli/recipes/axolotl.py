@@ -34,7 +34,6 @@ _NAMES = {
     "dpo_label_smoothing": "label_smoothing",
     "kto_desirable_weight": "desirable_weight",
     "kto_undesirable_weight": "undesirable_weight",
-    "val_set_size": "eval_fraction",
     "dataset_processes": "dataset_num_proc",
     "peft_use_dora": "use_dora",
     "peft_use_rslora": "use_rslora",
@@ -100,6 +99,7 @@ def read(values: Mapping[str, Any]) -> Carried:
     ratio = carried.take("warmup_ratio", None if "warmup_steps" in given else _WARMUP)
     if ratio and "warmup_steps" not in given:  # which counts there if both are given
         carried.settings["warmup_steps"] = ratio
+    carried.held_out_share("val_set_size")
     carried.sharding()
     carried.lose(_LOST)
     carried.rename(_NAMES)

@@ -51,6 +51,17 @@ class Carried:
         if places[1:]:
             self.lost[f"{key}: {', '.join(places[1:])}"] = "preftune evaluates on one set: join the files."
 
+    def held_out_share(self, key: str) -> None:
+        """Carries over how much is held out for evaluation: a share; a number of rows has no counterpart."""
+        size = self.take(key)
+        if isinstance(size, int | float) and size >= 1:
+            self.lost[f"{key}: {size}"] = (
+                "It is a number of rows, and preftune holds out a share of the prompts. Give a share with "
+                "--eval_fraction (0.05), or hold rows out with preftune convert --split."
+            )
+        elif size is not None:
+            self.settings["eval_fraction"] = size
+
     def sharding(self, folder: Path | None = None) -> None:
         """Carries over `fsdp` and `fsdp_config` as they are, and a DeepSpeed config as what does the same in FSDP2.
 

@@ -23,7 +23,6 @@ _NAMES = {
     "dpo_label_smoothing": "label_smoothing",
     "kto_chosen_weight": "desirable_weight",
     "kto_rejected_weight": "undesirable_weight",
-    "val_size": "eval_fraction",
     "use_dora": "use_dora",
     "use_rslora": "use_rslora",
     "double_quantization": "use_bnb_nested_quant",
@@ -75,6 +74,7 @@ def read(values: Mapping[str, Any], folder: Path) -> Carried:
     attention = {"sdpa": "sdpa", "disabled": "eager"}.get(str(carried.take("flash_attn", "auto")))
     if attention is not None:
         carried.settings["attn_implementation"] = attention
+    carried.held_out_share("val_size")
     carried.sharding(folder)
     carried.lose(_LOST)
     carried.take("do_train")
