@@ -42,6 +42,7 @@ _NAMES = {
     "revision_of_model": "model_revision",
     "wandb_name": "run_name",
 }
+_OF_ADAPTERS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_linear")
 _LOST = {
     "sample_packing": "Rows are always packed without padding.",
     "eval_sample_packing": "Rows are always packed without padding.",
@@ -88,17 +89,16 @@ def read(values: Mapping[str, Any]) -> Carried:
     carried.settings |= settings
     if carried.command == "dpo":
         carried.settings["beta"] = 0.1  # theirs for every loss; preftune's is that of the loss's authors
-    likelihood = carried.take("cpo_alpha", 1.0)
-    if method == "simpo" and likelihood:  # theirs is TRL's CPOTrainer, which adds the likelihood unless this is 0
-        carried.settings["rpo_alpha"] = likelihood
+    if method == "simpo" and (likelihood := carried.take("cpo_alpha", 1.0)):
+        carried.settings["rpo_alpha"] = likelihood  # theirs is TRL's CPOTrainer, which adds it unless this is 0
+    carried.without_effect(("cpo_alpha",), "without rl: simpo")
     _adapter(carried)
     axolotl_data.read(carried)
     for name in ("bf16", "fp16"):
         if str(carried.left.get(name)).lower() in ("auto", "full"):
-            carried.take(name)  # the precision policy chooses
-    ratio = carried.take("warmup_ratio", None if "warmup_steps" in given else _WARMUP)
-    if ratio and "warmup_steps" not in given:  # which counts there if both are given
-        carried.settings["warmup_steps"] = ratio
+            carried.lost[f"{name}: {carried.take(name)}"] = "The precision policy chooses the dtypes."
+    _steps(carried, given)
+    carried.warmup(_WARMUP)
     carried.held_out_share("val_set_size")
     carried.sharding()
     carried.lose(_LOST)
@@ -106,8 +106,29 @@ def read(values: Mapping[str, Any]) -> Carried:
     return carried
 
 
+def _steps(carried: Carried, given: Mapping[str, Any]) -> None:
+    """`batch_size`: the rows of a step on one device, of which the accumulation follows unless it is given."""
+    total, rows = carried.take("batch_size"), int(carried.left["micro_batch_size"])
+    if total is None:
+        return
+    accumulated = given.get("gradient_accumulation_steps")
+    if accumulated is not None:
+        if int(accumulated) * rows != int(total):
+            carried.lost[f"batch_size: {total}"] = "gradient_accumulation_steps is given too, and is used."
+    elif int(total) % rows:
+        carried.lost[f"batch_size: {total}"] = (
+            f"It is no multiple of micro_batch_size ({rows}). Write gradient_accumulation_steps."
+        )
+    else:
+        carried.settings["gradient_accumulation_steps"] = int(total) // rows
+
+
 def _adapter(carried: Carried) -> None:
     kind = carried.take("adapter")
+    if kind is None:
+        carried.without_effect(_OF_ADAPTERS, "without adapter")
+    elif kind not in ("lora", "qlora"):
+        carried.lost[f"adapter: {kind}"] = "Only lora and qlora have a counterpart; lora is trained."
     options = {name: carried.take(f"lora_{name}") for name in ("alpha", "dropout")}
     rank, targets, linear = (
         carried.take("lora_r"),

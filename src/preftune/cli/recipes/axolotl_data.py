@@ -74,7 +74,10 @@ def read(carried: Carried) -> None:
 
 
 def _named(carried: Carried, key: str) -> list[Source]:
-    entries = [dict(entry) for entry in carried.take(key, []) if isinstance(entry, Mapping)]
+    given = carried.take(key, [])
+    for entry in (entry for entry in given if not isinstance(entry, Mapping)):
+        carried.lost[f"{key}: {entry}"] = "An entry is a mapping with path: and type:."
+    entries = [dict(entry) for entry in given if isinstance(entry, Mapping)]
     return [source for entry in entries for source in _sources(carried, entry, key)]
 
 

@@ -75,11 +75,27 @@ class Carried:
                 self.settings["fsdp"] = words
             elif words is None:
                 self.lost["deepspeed"] = "Its ZeRO stage is not to be found: fsdp: full_shard is stage 3."
-        self.take("fsdp_version")
+            else:
+                self.lost["deepspeed"] = "Stage 0 divides nothing among the ranks."
+        version = self.take("fsdp_version")
+        if version not in (None, 2, "2"):
+            self.lost[f"fsdp_version: {version}"] = "FSDP2 is used."
         words = self.take("fsdp")
         if words:
             self.settings["fsdp"] = " ".join(words) if isinstance(words, list | tuple) else str(words)
         self.same(["fsdp_config"])
+
+    def warmup(self, default: Any = None) -> None:
+        """Carries over the share of the steps in which the rate rises; `warmup_steps` counts if both are given."""
+        ratio = self.take("warmup_ratio")
+        if self.left.get("warmup_steps") is None:
+            self.settings |= {"warmup_steps": share} if (share := default if ratio is None else ratio) else {}
+        elif ratio:
+            self.lost["warmup_ratio"] = "warmup_steps is given too, and is used."
+
+    def without_effect(self, keys: Iterable[str], reason: str) -> None:
+        """Records the keys of a recipe that have no effect in the other tool either."""
+        self.lose(dict.fromkeys(keys, f"It has no effect {reason}."))
 
     def lose(self, reasons: Mapping[str, str]) -> None:
         """Records keys that have no counterpart; false and empty values are ignored."""
@@ -96,19 +112,24 @@ class Carried:
         for key, value in self.left.items():
             if value is None:
                 continue
-            if known(key):
-                self.settings.setdefault(key, value)
-            else:
+            if not known(key):
                 self.lost[key] = "preftune has no option of this name."
+            elif self.settings.setdefault(key, value) != value:
+                self.lost[key] = f"Other keys of the recipe make it {self.settings[key]!r}, which is used."
         self.left = {}
+
+
+def listed(names: Any) -> list[str]:
+    """The names of a list, or of a text with commas."""
+    parts = names.split(",") if isinstance(names, str) else [str(one) for one in names or ()]
+    return [part.strip() for part in parts if part.strip()]
 
 
 def adapter(carried: Carried, *, rank: Any, alpha: Any, dropout: Any, targets: Any) -> None:
     """Carries over the options of LoRA; the target "all" is preftune's default."""
     given = {"lora_r": rank, "lora_alpha": alpha, "lora_dropout": dropout}
     carried.settings |= {name: value for name, value in given.items() if value is not None}
-    names = targets.split(",") if isinstance(targets, str) else list(targets or [])
-    names = [name.strip() for name in names if name.strip()]
+    names = listed(targets)
     if names and names not in (["all"], ["all-linear"]):
         carried.settings["lora_target_modules"] = names
 
@@ -126,8 +147,7 @@ def continued(carried: Carried, key: str, *, trains_adapter: bool, fresh: bool =
     given = carried.take(key)
     if given is None:
         return
-    names = given.split(",") if isinstance(given, str) else [str(one) for one in given]
-    names = [name.strip() for name in names if name.strip()]
+    names = listed(given)
     if len(names) > 1 or fresh or not trains_adapter:
         merged, last = (names, None) if fresh or not trains_adapter else (names[:-1], names[-1])
         then = f"keep {key}: {last}" if last else f"leave out {key}{' and create_new_adapter' * fresh}"
@@ -143,7 +163,8 @@ def continued(carried: Carried, key: str, *, trains_adapter: bool, fresh: bool =
     ]:
         del carried.settings[own]
     for own in ("use_dora", "use_rslora", "peft_use_dora", "peft_use_rslora", "lora_modules_to_save"):
-        carried.take(own)
+        if carried.take(own):
+            carried.lost[own] = f"{name} keeps what it was saved with."
     base = carried.take("model_name_or_path") or carried.take("base_model")
     carried.settings |= {"model_name_or_path": name, "base_model": base}
     if bits:

@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from preftune.cli.recipes import llama_factory_data
-from preftune.cli.recipes.carried import Carried, adapter, continued
+from preftune.cli.recipes.carried import Carried, adapter, continued, listed
 from preftune.errors import RequestError
 
 _COMMANDS = {"dpo": "dpo", "kto": "kto", "sft": "sft", "rm": "reward", "ppo": "ppo"}
 _LOSSES = {"sigmoid": "sigmoid", "hinge": "hinge", "ipo": "ipo", "orpo": "orpo", "simpo": "simpo"}
 _DEFAULTS = {"learning_rate": 5e-5, "cutoff_len": 2048}
 """LLaMA-Factory's defaults, where preftune's differ."""
+_ATTENTION = {"sdpa": "sdpa", "disabled": "eager"}
+_OF_ADAPTERS = (
+    "lora_rank",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_target",
+    "additional_target",
+    "quantization_bit",
+    "create_new_adapter",
+)
 _NAMES = {
     "model_name_or_path": "model_name_or_path",
     "cutoff_len": "max_length",
@@ -67,27 +77,29 @@ def read(values: Mapping[str, Any], folder: Path) -> Carried:
     _adapter(carried)
     llama_factory_data.read(carried, folder)
     _reference(carried)
-    if ratio := carried.take("warmup_ratio"):
-        carried.settings["warmup_steps"] = ratio
+    carried.warmup()
     if carried.take("disable_gradient_checkpointing"):
         carried.settings["gradient_checkpointing"] = False
-    attention = {"sdpa": "sdpa", "disabled": "eager"}.get(str(carried.take("flash_attn", "auto")))
-    if attention is not None:
-        carried.settings["attn_implementation"] = attention
+    asked = str(carried.take("flash_attn", "auto"))
+    if asked in _ATTENTION:
+        carried.settings["attn_implementation"] = _ATTENTION[asked]
+    elif asked != "auto":
+        carried.lost["flash_attn"] = "The packed engine has its own attention."
     carried.held_out_share("val_size")
     carried.sharding(folder)
     carried.lose(_LOST)
-    carried.take("do_train")
+    if carried.take("do_train") is False:
+        carried.lost["do_train"] = f"preftune {carried.command} trains."
     carried.rename(_NAMES)
     return carried
 
 
 def _loss(carried: Carried, stage: str) -> None:
-    loss, likelihood = str(carried.take("pref_loss", "sigmoid")), carried.take("pref_ftx")
     if stage != "dpo":
-        if likelihood:
-            carried.lost["pref_ftx"] = f"preftune {carried.command} does not add a likelihood term."
+        carried.lose({"pref_ftx": f"preftune {carried.command} does not add a likelihood term."})
+        carried.without_effect(("pref_loss", "pref_bco_weight", "simpo_gamma", "ld_alpha"), f"with stage: {stage}")
         return
+    loss, likelihood = str(carried.take("pref_loss", "sigmoid")), carried.take("pref_ftx")
     if loss not in _LOSSES:
         carried.lost["pref_loss"] = (
             f"{loss} is not one of preftune's losses of pairs (kto_pair no longer exists in any tool). sigmoid is used."
@@ -102,13 +114,19 @@ def _loss(carried: Carried, stage: str) -> None:
         carried.settings |= {"loss_type": [carried.settings["loss_type"], "bco_pair"], "loss_weights": [1.0, bco]}
     if alpha := carried.take("ld_alpha"):
         carried.settings |= {"ld_alpha": alpha, "ld_policy_only": True}
-    gamma = carried.take("simpo_gamma")
     if loss == "simpo":
-        carried.settings["simpo_gamma"] = 0.5 if gamma is None else gamma
+        carried.settings["simpo_gamma"] = carried.take("simpo_gamma", 0.5)
+    carried.without_effect(("simpo_gamma",), f"with pref_loss: {loss}")
 
 
 def _adapter(carried: Carried) -> None:
     kind = str(carried.take("finetuning_type", "lora"))
+    if kind != "lora":
+        continued(carried, "adapter_name_or_path", trains_adapter=False)
+        carried.without_effect(_OF_ADAPTERS, f"with finetuning_type: {kind}")
+        if kind != "full":
+            carried.lost["finetuning_type"] = f"{kind}: only lora and full have a counterpart; all weights are trained."
+        return
     bits = carried.take("quantization_bit")
     options = {
         "rank": carried.take("lora_rank", 8),
@@ -116,16 +134,14 @@ def _adapter(carried: Carried) -> None:
         "targets": carried.take("lora_target", "all"),
     }
     alpha = carried.take("lora_alpha", 2 * int(options["rank"]))
-    if kind != "lora":
-        continued(carried, "adapter_name_or_path", trains_adapter=False)
-        carried.take("create_new_adapter")
-        if kind != "full":
-            carried.lost["finetuning_type"] = f"{kind}: only lora and full have a counterpart; all weights are trained."
-        return
     carried.settings["use_peft"] = True
     adapter(carried, alpha=alpha, **options)
-    if bits is not None:
-        carried.settings["load_in_4bit" if int(bits) == 4 else "load_in_8bit"] = True
+    if layers := carried.take("additional_target"):
+        carried.settings["lora_modules_to_save"] = listed(layers)
+    if bits is not None and int(bits) in (4, 8):
+        carried.settings[f"load_in_{bits}bit"] = True
+    elif bits is not None:
+        carried.lost[f"quantization_bit: {bits}"] = "bitsandbytes quantises in 4 and 8 bits."
     fresh = bool(carried.take("create_new_adapter"))
     continued(carried, "adapter_name_or_path", trains_adapter=True, fresh=fresh)
 

@@ -49,7 +49,7 @@ def read(carried: Carried, folder: Path) -> None:
     for key in ("dataset", "eval_dataset"):
         names = carried.take(key)
         names = [one.strip() for one in names.split(",")] if isinstance(names, str) else list(names or [])
-        sources = [_source(name, known, carried, samples if key == "dataset" else None) for name in names]
+        sources = [_source(name, known, carried, samples) for name in names]
         if key == "dataset":
             train_on(carried, sources)
         else:
@@ -95,7 +95,7 @@ def _source(name: str, known: Mapping[str, Any], carried: Carried, samples: Any)
 
 def _columns(entry: Mapping[str, Any], carried: Carried, where: str) -> dict[str, str]:
     """Canonical name -> column, of the `columns` of an entry."""
-    given = {theirs: column for theirs, column in (entry.get("columns") or {}).items() if isinstance(column, str)}
+    given = {theirs: str(column) for theirs, column in (entry.get("columns") or {}).items() if column is not None}
     parts = [given.pop(key) for key in ("prompt", "query") if key in given]
     asked = {"prompt": joined(carried, parts, where)} if parts else {}
     for theirs in [theirs for theirs in given if theirs not in _COLUMNS]:
