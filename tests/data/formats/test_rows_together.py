@@ -49,3 +49,24 @@ def test_answers_to_other_system_prompts_are_no_pair(before: str) -> None:
         same = load_pairs([{**row, before: said[0]} for row in rows])
         assert ["yes" in str(sides(same)[1]), "no" in str(sides(same)[2])] == [True, True]
         assert len(load_pairs(rows + [{**row, before: said[1]} for row in rows[:1]])) == 1
+
+
+def test_an_answer_without_a_rank_is_left_out_alone() -> None:
+    """A null among ranks in objects left out the whole prompt."""
+    answers = [{"answer": text, "rank": rank} for text, rank in (("a", 1), ("b", None), ("c", 2))]
+    full = [{"answer": text, "rank": rank} for text, rank in (("d", 2), ("e", 1))]
+    pairs = load_pairs([{"prompt": "q", "answers": full}, {"prompt": "p", "answers": answers}])
+    assert [(pair.chosen, pair.rejected) for pair in pairs] == [("e", "d"), ("a", "c")]
+    assert {reason: left.count for reason, left in pairs.left.items()} == {"unrated": 1}
+    parallel = {"prompt": "p", "answers": ["a", "b", "c"], "scores": [2.0, None, 1.0]}
+    pairs = load_pairs([parallel])
+    assert {reason: left.count for reason, left in pairs.left.items()} == {"unrated": 1}
+
+
+@pytest.mark.parametrize("question", [{"prompt": "q"}, {"instruction": "q"}, {"messages": [user("q")]}])
+def test_places_in_a_list_are_no_answers(question: dict[str, Any]) -> None:
+    """They were trained as the texts "1" and "0"."""
+    row = {**question, "responses": ["good", "bad"], "chosen": "0", "rejected": "1"}
+    with pytest.raises(DatasetError, match="column 'chosen' holds '0', which is the place of an answer in the list"):
+        load_pairs([row])
+    assert load_pairs([{**row, "responses": ["1", "0"]}])[0].chosen

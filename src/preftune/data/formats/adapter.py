@@ -26,6 +26,9 @@ Row: TypeAlias = Mapping[str, Any]
 PROMPTS = ("prompt", "instruction", "question", "query", "input")
 """Names of the prompt in lists of answers and annotation tools, the likeliest first."""
 
+ANSWERS = ("completions", "responses", "answers", "generations", "outputs", "candidates")
+"""Names of lists of answers."""
+
 LEFT: Mapping[str, tuple[str, str]] = {
     "tied": ("two answers have the same rating, so neither is preferred", "Leave them out."),
     "other_count": ("a row does not have as many scores as answers", "Give one score for each answer."),

@@ -15,10 +15,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from preftune.data.chat.messages import read_transcript, role_of
-from preftune.data.formats.adapter import Adapter, Left, Made, Row, Sample, after_history, number, records
+from preftune.data.formats.adapter import ANSWERS, Adapter, Left, Made, Row, Sample, after_history, number, records
 from preftune.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -167,16 +168,29 @@ def _is_trl(sample: Sample) -> bool:
     return sample.has("chosen", "rejected") and not _is_sharegpt(sample) and not _is_alpaca(sample)
 
 
-def _check_sides(rows: Dataset, sample: Sample) -> None:
-    """Raises: DatasetError for sides that only name the column of the answer."""
-    said = {value for side in ("chosen", "rejected") for value in sample.values(side) if isinstance(value, str)}
+def _texts_of(sample: Sample, column: str) -> set[str]:
+    """The texts in the lists of a column."""
+    return {str(one) for answers in sample.values(column) for one in records(answers)}
+
+
+def _check_sides(format: str, rows: Dataset, sample: Sample) -> None:
+    """Raises: DatasetError for sides that only name the column of the answer, or its place in a list."""
+    sides = _sides(sample) or _SIDES[0]
+    said = {value for side in sides for value in sample.values(side) if isinstance(value, str)}
     letters = {name.rpartition("_")[2] for name in sample.columns if name.startswith(("response", "answer", "output"))}
     names = {value for value in said if value in sample or value.lower() in letters}
     if said and names == said:
         raise DatasetError(
-            f"column 'chosen' holds {sample.first('chosen')!r}, which is the name of another column, not an answer. "
-            "Put the answers themselves into 'chosen' and 'rejected'; or call the column 'label' and remove "
-            "'rejected' (--format trl, format='trl', if they are answers)."
+            f"column {sides[0]!r} holds {sample.first(sides[0])!r}, which is the name of another column, not an "
+            f"answer. Put the answers themselves into {sides[0]!r} and {sides[1]!r}; or call the column 'label' and "
+            f"remove {sides[1]!r} (--format {format}, format='{format}', if they are answers)."
+        )
+    listed = next((column for column in ANSWERS if records(sample.first(column))), None)
+    if listed is not None and said and all(map(str.isdecimal, said)) and not said & _texts_of(sample, listed):
+        raise DatasetError(
+            f"column {sides[0]!r} holds {sample.first(sides[0])!r}, which is the place of an answer in the list "
+            f"{listed!r}, not an answer. Put the answers themselves into {sides[0]!r} and {sides[1]!r} (--format "
+            f"{format}, format='{format}', if they are answers)."
         )
 
 
@@ -188,7 +202,7 @@ ADAPTERS = (
         columns=lambda sample: {},
         scores=_scores,
         ratings=_ratings,
-        check=_check_sides,
+        check=partial(_check_sides, "trl"),
     ),
     Adapter("openai", "input, preferred_output and non_preferred_output", _is_openai, columns=_openai_columns),
     Adapter(
@@ -198,6 +212,7 @@ ADAPTERS = (
         columns=_sharegpt_columns,
         scores=_scores,
         ratings=_ratings,
+        check=partial(_check_sides, "sharegpt"),
     ),
     Adapter(
         "alpaca-preference",
@@ -208,6 +223,7 @@ ADAPTERS = (
         ratings=_ratings,
         rows=_alpaca_rows,
         uses=_alpaca_uses,
+        check=partial(_check_sides, "alpaca-preference"),
     ),
     Adapter(
         "ms-swift",

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from preftune.data.formats.adapter import (
+    ANSWERS,
     PROMPTS,
     Adapter,
     Left,
@@ -35,7 +36,6 @@ from preftune.errors import DatasetError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_ANSWERS = ("completions", "responses", "answers", "generations", "outputs", "candidates")
 _IN_ORDER = ("ranked_completions", "ranked_responses", "ranked_answers", "ranked_outputs", "ranking", "ranked")
 _SCORES = ("scores", "ratings", "rewards", "all_rm_scores")
 _RANKS = ("ranks", "rank")
@@ -75,7 +75,7 @@ def _rating(completion: Mapping[str, Any]) -> float | None:
 
 
 def _is_scored(sample: Sample) -> bool:
-    column = sample.name_of(_ANSWERS)
+    column = sample.name_of(ANSWERS)
     if column is None or sample.has("chosen", "rejected") or not sample.any(*PROMPTS) or _is_ultrafeedback(sample):
         return False
     answers = records(sample.first(column))
@@ -88,21 +88,25 @@ def _is_scored(sample: Sample) -> bool:
 
 
 def _scored_rows(row: Row) -> Iterator[Made]:
-    prompt, answers = asked_of(row), records(_first(row, _ANSWERS))
+    prompt, answers = asked_of(row), records(_first(row, ANSWERS))
     if prompt is None or not answers:
         yield Left("one_completion" if prompt is not None else "other_shape")
         return
-    together = all(isinstance(answer, Mapping) and _first(answer, (*_SCORE, "rank")) is not None for answer in answers)
-    if together and all(_first(answer, _TEXT) is not None for answer in answers):
+    given, ranks = records(_first(row, _SCORES)), records(_first(row, _RANKS))
+    objects = all(isinstance(answer, Mapping) and _first(answer, _TEXT) is not None for answer in answers)
+    if objects and (_any_rated(answers) or not (given or ranks)):
         scores = [_score(_first(answer, _SCORE), answer.get("rank")) for answer in answers]
         answers = [_first(answer, _TEXT) for answer in answers]
     else:
-        given, ranks = records(_first(row, _SCORES)), records(_first(row, _RANKS))
         if len(given or ranks) != len(answers):
             yield Left("other_count")
             return
         scores = [_score(value, None) for value in given] or [_score(None, rank) for rank in ranks]
     yield from rated_pairs(prompt, list(zip(answers, scores, strict=True)), id=row.get("id"))
+
+
+def _any_rated(answers: Iterable[Any]) -> bool:
+    return any(_first(answer, (*_SCORE, "rank")) is not None for answer in answers)
 
 
 def _score(score: Any, rank: Any) -> float | None:
@@ -128,7 +132,7 @@ def _check_ranked(rows: Dataset, sample: Sample) -> None:
     """Refuses names of answers in place of the answers."""
     column = _ranked_column(sample)
     ranked = {str(one) for one in records(sample.first(column))} if column else set()
-    others = next((sample.first(name) for name in _ANSWERS if name in sample), None)
+    others = next((sample.first(name) for name in ANSWERS if name in sample), None)
     answers = {str(_first(one, _TEXT) if isinstance(one, Mapping) else one) for one in records(others)}
     if ranked <= {*sample.columns} or (answers and not ranked & answers):
         raise DatasetError(
@@ -139,7 +143,7 @@ def _check_ranked(rows: Dataset, sample: Sample) -> None:
 
 
 def _ranked_rows(row: Row) -> Iterator[Made]:
-    prompt, answers = asked_of(row), records(_first(row, (*_IN_ORDER, *_ANSWERS, "output")))
+    prompt, answers = asked_of(row), records(_first(row, (*_IN_ORDER, *ANSWERS, "output")))
     if prompt is None:
         yield Left("other_shape")
         return
@@ -181,22 +185,22 @@ def marked_turns(prompt: Any) -> Any:
 
 
 def _scored_uses(sample: Sample) -> list[str]:
-    names = (sample.name_of(group) for group in (_ANSWERS, _SCORES, _RANKS))
+    names = (sample.name_of(group) for group in (ANSWERS, _SCORES, _RANKS))
     return [*asked_columns(sample), *(name for name in names if name is not None), "id"]
 
 
 def _scored_ignores(sample: Sample) -> list[str]:
-    return [name for group in (_ANSWERS, _SCORES, _RANKS) for name in group if name != sample.name_of(group)]
+    return [name for group in (ANSWERS, _SCORES, _RANKS) for name in group if name != sample.name_of(group)]
 
 
 def _ranked_ignores(sample: Sample) -> list[str]:
     """All but the ranked answers: the order of other columns is unknown."""
-    used = _ranked_column(sample) or sample.name_of((*_IN_ORDER, *_ANSWERS, "output"))
-    return [name for name in (*_IN_ORDER, *_ANSWERS, "output") if name != used]
+    used = _ranked_column(sample) or sample.name_of((*_IN_ORDER, *ANSWERS, "output"))
+    return [name for name in (*_IN_ORDER, *ANSWERS, "output") if name != used]
 
 
 def _ranked_uses(sample: Sample) -> list[str]:
-    column = _ranked_column(sample) or sample.name_of((*_IN_ORDER, *_ANSWERS, "output"))
+    column = _ranked_column(sample) or sample.name_of((*_IN_ORDER, *ANSWERS, "output"))
     return [*asked_columns(sample), *([] if column is None else [column]), "id"]
 
 
