@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftune.data import load_pairs
+from preftune.data import load_demonstrations, load_pairs
 from preftune.data.chat.messages import read_transcript, split_words
 from preftune.data.formats.to_pair import to_pair
 from preftune.errors import DatasetError
@@ -181,7 +181,7 @@ def test_optional_columns() -> None:
         ({"margin": float("inf")}, "'margin': inf is not a number"),
         ({"agreement": 1.5}, "'agreement': 1.5 is not a number from 0 to 1"),
         ({"chosen": 5}, "'chosen': 5 is an int, neither text nor a list of messages"),
-        ({"chosen": ["yes"]}, "'chosen': turn 0 is not a message but 'yes'"),
+        ({"chosen": ["yes"]}, "'chosen': a list of texts ('yes'), which are several answers"),
         ({"chosen": [{"content": "a"}]}, "turn 0 has no 'role' (found: 'content')"),
         ({"chosen": [{"role": "assistant"}]}, "turn 0 (assistant) has no 'content'"),
         ({"chosen": [{"role": "bot", "content": "a"}]}, "unknown role 'bot'. Write 'assistant' instead."),
@@ -303,3 +303,29 @@ def test_numbers_that_float32_cannot_square_are_refused(column):
     assert getattr(load_pairs([{**row, column: 1e9}])[0], column) == 1e9
     with pytest.raises(DatasetError, match=rf"'{column}': 1e\+308 is not a number from 0 to 1e\+09"):
         load_pairs([{**row, column: 1e308}])
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_conversation_that_ends_with_an_answer_is_no_prompt(side: str, whole: bool) -> None:
+    """The answer was in the prompt and was trained after itself."""
+    before = [user("q")] if whole else []
+    sides = {name: [*before, assistant(name)] for name in ("chosen", "rejected")}
+    message = fails(prompt=[user("q"), assistant(f"{side} ")], **sides)
+    assert f"column 'prompt': the conversation ends with the answer '{side}', which '{side}' holds too" in message
+    assert "Remove the last turn of the conversation." in message
+    begun = pair(prompt=[user("q"), assistant("The")], chosen=" a", rejected=" b")
+    assert begun.prompt == [user("q"), assistant("The")]
+
+
+def test_a_demonstration_whose_prompt_ends_with_its_answer_is_refused() -> None:
+    rows = [{"prompt": [user("q"), assistant("a")], "completion": "a"}] * 2
+    with pytest.raises(DatasetError, match="ends with the answer 'a', which 'completion' holds too"):
+        list(load_demonstrations(rows))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_whose_conversation_ends_with_the_answer_are_refused(streaming: bool) -> None:
+    rows = [{"messages": [user("q"), assistant("good")], "chosen": "good", "rejected": "bad"}] * 3
+    with pytest.raises(DatasetError, match="row 0, column 'prompt': the conversation ends with"):
+        list(load_pairs(rows, streaming=streaming))

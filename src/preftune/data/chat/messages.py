@@ -45,6 +45,8 @@ _PYTHON_REPR = re.compile(r"\s*\[?\s*\{'(role|content|from|value)'\s*:")
 _JSON_TURNS = re.compile(r"\s*\[?\s*\{\s*\"(role|content|from|value|tool_calls)\"\s*:")
 
 
+_ANSWERED = frozenset({"chosen", "rejected", "completion", "reference"})
+"""Columns of one answer each."""
 _FORM = 'Write every turn as {"role": "user", "content": "..."}.'
 
 
@@ -108,6 +110,12 @@ def _role(turn: Any) -> str:
 
 def _read_turn(turn: Any, number: int, column: str, where: Where) -> Message:
     if not isinstance(turn, Mapping):
+        if isinstance(turn, str) and column in _ANSWERED:
+            raise where.error(
+                column,
+                f"a list of texts ({shown(turn)}), which are several answers and not the turns of one",
+                "Write a row for each pair of answers, with one text in each column.",
+            )
         raise where.error(column, f"turn {number} is not a message but {shown(turn)}", _FORM)
     message: Message = {str(key): _without_nulls(value) for key, value in turn.items() if value is not None}
     if "role" not in message and "from" in message:
@@ -275,6 +283,24 @@ def _alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
         or (left | {"content": left["content"].strip()}) == (right | {"content": right["content"].strip()})
         for left, right in zip(one, other, strict=True)
     )
+
+
+def answered(prompt: Sequence[Message], side: Sequence[Message]) -> bool:
+    """Whether a conversation ends with the answer that is to follow it: the side would be trained after itself."""
+    size = min(len(prompt), len(side))
+    return size > 0 and prompt[-1]["role"] == "assistant" and _alike(prompt[-size:], side[-size:])
+
+
+def not_answered(prompt: Text | None, sides: Mapping[str, Sequence[Message]], where: Where) -> None:
+    """Raises: DatasetError for a conversation that ends with one of the sides, given by their columns."""
+    for column, side in sides.items():
+        if isinstance(prompt, list) and answered(prompt, side):
+            raise where.error(
+                "prompt",
+                f"the conversation ends with the answer {shown(side[-1]['content'])}, which {column!r} holds too, so "
+                "it would be in the prompt and be trained after itself",
+                "Remove the last turn of the conversation.",
+            )
 
 
 def after_prompt(prompt: list[Message], turns: list[Message]) -> list[Message]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from preftune.data.chat.messages import Where, read_text
+from preftune.data.chat.messages import Where, not_answered, read_text
 from preftune.data.formats.adapter import PROMPTS, Sample
 from preftune.data.formats.columns import Columns, listing, named_paths
 from preftune.data.formats.single_answers import labels_in, verdict
@@ -259,7 +259,9 @@ class DemonstrationReader:
         chat = self.chat or isinstance(prompt, list) or isinstance(completion, list) or "system" in self.columns
         if not chat and "history" not in self.columns:
             return prompt, completion
-        return [*self._history(values, where), *as_turns(prompt)], as_answer(completion)
+        asked, answer = [*self._history(values, where), *as_turns(prompt)], as_answer(completion)
+        not_answered(asked, {"completion": answer}, where)
+        return asked, answer
 
     def _read(self, column: str, values: Mapping[str, Any], where: Where) -> Text:
         if column not in values:

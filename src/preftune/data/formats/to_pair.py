@@ -18,6 +18,7 @@ from preftune.data.chat.messages import (
     Where,
     after_prompt,
     asks_otherwise,
+    not_answered,
     read_text,
     read_transcript,
     split_turns,
@@ -176,7 +177,9 @@ def _canonical(
             f"text, while {other!r} is a list of messages, and without a prompt it is unknown where the answer begins",
             "Write both sides in the same form, or add a prompt.",
         )
-    found = split_turns(as_turns(prompt), as_answer(chosen), as_answer(rejected))
+    turns_of = {"chosen": as_answer(chosen), "rejected": as_answer(rejected)}
+    not_answered(asked := as_turns(prompt), turns_of, where)
+    found = split_turns(asked, **turns_of)
     if asks_otherwise(*found):
         raise where.error(
             "prompt",
