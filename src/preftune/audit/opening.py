@@ -157,7 +157,7 @@ def _as_they_are(
         sample = sample_of(rows)
         found = adapter.columns(sample) if adapter is not None and adapter.columns is not None else None
         try:
-            resolved = resolve_columns(rows.features, {**(found or {}), **(columns or {})}, name=name)
+            resolved = resolve_columns(rows.features, {**(found or {}), **(columns or {})}, name=name, rows=rows)
         except DatasetError:
             raise error from None
         scores = adapter.scores(sample) if adapter is not None and adapter.scores is not None else None

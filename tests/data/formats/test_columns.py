@@ -193,3 +193,30 @@ def test_another_number_of_scores_than_answers_is_named(answers):
         load_pairs([short, short])
     pairs = load_pairs([{**short, "scores": [1, 2, 3]}, short])
     assert len(pairs) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "advice"),
+    [
+        ({"prompt": "Q {}?", "model_a": "gpt-4", "model_b": "x", "winner": "gpt-4"}, "chosen=<chosen column>"),
+        (
+            {"prompt": "Q {}?", "output_1": "GOOD", "output_2": "BAD"},
+            "chosen=<chosen column> rejected=<rejected column>",
+        ),
+        ({"prompt_id": "id-{}", "text": "Q {}?", "left": "GOOD {}"}, "--columns chosen=<chosen column> rejected="),
+        ({"prompt": "Q {}?", "winner": "An answer {}.", "loser": "Another {}."}, "chosen=winner rejected=loser"),
+    ],
+)
+def test_only_columns_of_texts_are_suggested(row: dict[str, str], advice: str) -> None:
+    """Labels, ids and names of models were suggested as answers and prompts, by the names of their columns."""
+    message = fails([{column: value.format(number) for column, value in row.items()} for number in range(4)])
+    assert advice in message
+    assert "prompt=" not in message
+
+
+def test_a_file_without_a_line_of_names_is_recognised(tmp_path: Any) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("What is it?,Good one,Bad one\nWhat else?,Good two,Bad two\n")
+    message = fails(path)
+    assert "The first line seems to hold data ('What is it?'), not the names of columns" in message
+    assert "Write the line prompt,chosen,rejected before it" in message

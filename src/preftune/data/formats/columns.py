@@ -5,10 +5,13 @@ errors.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from preftune.data.formats.adapter import Sample
+from preftune.data.formats.apply import sample_of
 from preftune.data.formats.registry import known_formats
 from preftune.errors import DatasetError, did_you_mean
 from preftune.shell_words import word
@@ -93,6 +96,15 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
 automatically.
 """
 
+_LONGEST_LABEL = 60
+"""Characters of the longest label or id; texts may repeat where they are longer."""
+_FEW = 4
+"""How often values recur, at least, where they are labels."""
+_ID = re.compile(r"(?=.*\d)[\w.-]{3,}")
+_NAME_OF_ID = re.compile(r"(?:^|[_.-])(?:u?u?id|idx|index|hash|key)s?$", re.IGNORECASE)
+_SENTENCE = re.compile(r"\S\s+\S+.*[.?!]\s*$|(?:\S+\s+){4}")
+"""A cell of data in the place of a name."""
+
 Path = tuple[str, ...]
 
 
@@ -124,7 +136,9 @@ class Columns:
         return picked
 
 
-def resolve_columns(features: Mapping[str, Any], asked: Mapping[str, str | None] | None, *, name: str) -> Columns:
+def resolve_columns(
+    features: Mapping[str, Any], asked: Mapping[str, str | None] | None, *, name: str, rows: Any = None
+) -> Columns:
     """Finds the columns of a dataset.
 
     Args:
@@ -132,6 +146,7 @@ def resolve_columns(features: Mapping[str, Any], asked: Mapping[str, str | None]
         asked: canonical name -> column, if they differ. A dot reaches inside a column ("input.messages"), a plus
             joins texts with a blank line ("instruction+input"), and None or "" leaves a column unread.
         name: of the dataset, for messages.
+        rows: the dataset, by whose values an error suggests columns; None to suggest by names alone.
     Raises:
         DatasetError: an unknown canonical name, a missing column, or no chosen or rejected.
     """
@@ -140,7 +155,7 @@ def resolve_columns(features: Mapping[str, Any], asked: Mapping[str, str | None]
     )
     missing = [canonical for canonical in ("chosen", "rejected") if canonical not in paths]
     if missing:
-        raise missing_columns(missing, features, paths, name=name)
+        raise missing_columns(missing, features, paths, name=name, rows=rows)
     return Columns(paths)
 
 
@@ -187,6 +202,7 @@ def missing_columns(
     name: str,
     row: int = 0,
     because: str = "",
+    rows: Any = None,
 ) -> DatasetError:
     """The error for missing columns, with the rename that corrects it."""
     if "prompt" not in paths and "prompt" not in missing:
@@ -194,11 +210,17 @@ def missing_columns(
     else:
         missing_or_likely = list(missing)
     taken = {path[0] for found in paths.values() for path in found}
-    guesses = guess_columns(missing_or_likely, features, taken)
+    labels = set() if rows is None else _no_texts(sample_of(rows))
+    guesses = guess_columns(missing_or_likely, features, taken | labels)
 
     plural = "s" if len(missing) > 1 else ""
     head = f"{name} has no column{plural} {' and '.join(map(repr, missing))}{because}"
     head += f" (found: {listing(features)}; first bad row: {row})."
+    if "chosen" in missing and (cells := [column for column in features if _SENTENCE.search(column)]):
+        return DatasetError(
+            f"{head} The first line seems to hold data ({cells[0][:60]!r}), not the names of columns, and is not read "
+            "as a row. Write the line prompt,chosen,rejected before it, in the order of the columns."
+        )
     if {"label"} & set(features) and {"messages", "completion", "response"} & set(features) and "chosen" in missing:
         return DatasetError(
             f"{head} The rows look like single answers with a label, not like pairs. Combine a good and a bad answer "
@@ -261,7 +283,8 @@ def _one_answer(features: Mapping[str, Any]) -> bool:
 
 def guess_columns(wanted: Iterable[str], features: Mapping[str, Any], taken: Iterable[str] = ()) -> dict[str, str]:
     """Canonical name -> the column that most likely holds it; names without a likely column are left out."""
-    free = {column.lower(): column for column in features if column not in set(taken)}
+    out = set(taken)
+    free = {column.lower(): column for column in features if column not in out and not _NAME_OF_ID.search(column)}
     guesses: dict[str, str] = {}
     for canonical in sorted(wanted, key=CANONICAL.index):
         candidates = SYNONYMS.get(canonical, ())
@@ -274,6 +297,25 @@ def guess_columns(wanted: Iterable[str], features: Mapping[str, Any], taken: Ite
         for part in found.replace(".", "+").split("+"):
             free.pop(part, None)
     return guesses
+
+
+def _no_texts(sample: Sample) -> set[str]:
+    """The columns whose values cannot be prompts or answers: numbers, ids, labels, names that other columns hold."""
+    found = {column: sample.values(column) for column in sample.columns}
+    return {column for column, values in found.items() if values and _is_label(column, values, found)}
+
+
+def _is_label(column: str, values: Sequence[Any], found: Mapping[str, Sequence[Any]]) -> bool:
+    if not all(isinstance(value, str) for value in values):
+        return all(isinstance(value, int | float) for value in values)
+    distinct = set(values)
+    if max(map(len, distinct)) > _LONGEST_LABEL:
+        return False
+    few = len(values) >= _FEW and len(distinct) * _FEW <= len(values)
+    ids = len(values) > 1 and all(_ID.fullmatch(value) for value in distinct)
+    models = {str(value) for other in found if other != column and "model" in other.lower() for value in found[other]}
+    named = len(values) > 1 and distinct <= {*found, "a", "b", "A", "B", "tie"} - {column}
+    return few or ids or named or distinct <= models
 
 
 def listing(names: Iterable[str]) -> str:

@@ -64,7 +64,7 @@ def read_pairs(
     name = name or display_name(source)
     rows = load_table(source, name, split=split, config=config, revision=revision)
     shaped = shape(rows, format=format, columns=columns, name=name)
-    resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name)
+    resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name, rows=shaped.rows)
     if not tolerant:
         check_nulls(shaped.rows, resolved, name)
     if margin_from_scores is not None:

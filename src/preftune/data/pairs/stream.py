@@ -149,7 +149,7 @@ def stream_of(
             f"{name} is read as {adapter.name}, whose rows belong together ({adapter.holds}), but a stream reads one "
             "row at a time. Load it without streaming."
         )
-    resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name)
+    resolved = resolve_columns(shaped.rows.features, shaped.columns, name=name, rows=shaped.rows)
     if margin_from_scores is not None:
         check_scale(margin_from_scores, shaped, resolved, name)
     chat = "system" in resolved
