@@ -44,6 +44,8 @@ def run_facts(folder: str | os.PathLike[str], part: str = "") -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+PLAIN_TEXT = "plain text and tokenised without a template"
+"""What the notes of a run say of rows without turns, where the tokenizer has a chat template."""
 SEEDS = "seeds.json"
 """The file of a folder of several seeds."""
 _OBJECTS = ("configuration", "data", "model", "result", "spent")

@@ -182,7 +182,7 @@ def test_text_with_a_chat_tokenizer_is_reported(chat: Tok) -> None:
     _, report = run([STANDARD, CHAT], chat)
     assert report.notes == [
         "1 row is plain text and tokenised without a template, although the tokenizer has a chat template. For a chat "
-        "model give prompts as messages, or load_pairs(...).as_chat()."
+        "model give prompts as messages, or load_pairs(...).as_chat() (--as_chat)."
     ]
 
 

@@ -165,3 +165,17 @@ def test_a_run_of_so_many_steps_has_the_epochs_of_its_log(tmp_path: Path) -> Non
     assert trained_with(str(tmp_path))["epochs"] is None
     (tmp_path / "metrics.jsonl").write_text('{"step": 6, "epoch": 0.75}\n')
     assert trained_with(str(tmp_path))["epochs"] == 0.75
+
+
+def test_a_model_that_was_trained_on_plain_text_is_named(tmp_path: Path) -> None:
+    from preftune.cli.commands.eval_training import plain_text_note
+
+    assert plain_text_note(str(tmp_path)) is None
+    note = "51 rows are plain text and tokenised without a template, although the tokenizer has a chat template."
+    (tmp_path / "run.json").write_text(json.dumps({"notes": ["51 rows are read.", note]}))
+    said = plain_text_note(str(tmp_path))
+    assert said is not None
+    assert "was trained on plain text, and this evaluation asks in the chat template" in said
+    assert "--as_chat" in said
+    (tmp_path / "run.json").write_text(json.dumps({"notes": ["51 rows are read."]}))
+    assert plain_text_note(str(tmp_path)) is None

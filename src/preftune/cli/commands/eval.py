@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from preftune.cli.commands.eval_request import need_comparison, read_request, results_folder
-from preftune.cli.commands.eval_training import trained_with
+from preftune.cli.commands.eval_training import plain_text_note, trained_with
 from preftune.cli.flags.arguments import column_names
 from preftune.cli.flags.judge_flags import echo_cost, open_asked_judge
 from preftune.cli.flags.messages import echo, tell
@@ -226,6 +226,8 @@ def _rows(asked: argparse.Namespace, match: Matchup) -> tuple[list[dict[str, Any
     from preftune.generation.prompts import CATEGORIES, KEYS, Prompts, load_prompts
 
     as_chat = match.takes_conversations()
+    if as_chat and (note := plain_text_note(asked.model)):
+        echo(f"preftune: {note}")
     if asked.prompts is None:
         from preftune.generation.own_prompts import own_prompts
 

@@ -6,7 +6,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from preftune.storage.run_directory import run_facts
+from preftune.storage.run_directory import PLAIN_TEXT, run_facts
+
+
+def plain_text_note(model: str) -> str | None:
+    """The note for a model that was trained on plain text, although it has a chat template, in which an evaluation
+    asks; None where its run's record does not say so.
+    """
+    notes = run_facts(model).get("notes")
+    if not isinstance(notes, list) or not any(PLAIN_TEXT in str(note) for note in notes):
+        return None
+    return (
+        f"{model} was trained on plain text, and this evaluation asks in the chat template. Train with --as_chat to "
+        "train in the form that is asked; to ask in the form that was trained, remove the chat template from the "
+        "model's folder."
+    )
 
 
 def trained_with(model: str) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class TokenizeReport(_Report):
 
     completions: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     reasons: ClassVar = REASONS
-    as_chat: ClassVar = "For a chat model give prompts as messages, or load_pairs(...).as_chat()."
+    as_chat: ClassVar = "For a chat model give prompts as messages, or load_pairs(...).as_chat() (--as_chat)."
 
     def see(self, encoded: Encoded) -> None:
         super().see(encoded)

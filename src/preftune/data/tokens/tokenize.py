@@ -28,6 +28,7 @@ from preftune.data.tokens.groups import GroupDataset
 from preftune.data.tokens.report import AnyReport, DemonstrationReport, LabelledReport, TokenizeReport
 from preftune.data.tokens.shorten import shortening
 from preftune.errors import ConfigError, DatasetError
+from preftune.storage.run_directory import PLAIN_TEXT
 from preftune.types import Example, PreferencePair, TokenizedGroup
 
 if TYPE_CHECKING:
@@ -287,7 +288,7 @@ class Run(Generic[Report]):
         notes += [f"{report.reasons[reason][0]}: {detail[:300]}" for reason, detail in self.details.items()]
         if self.plain and getattr(tokenizer, "chat_template", None):
             notes.append(
-                f"{counted(self.plain, 'row is', 'rows are')} plain text and tokenised without a template, although "
+                f"{counted(self.plain, 'row is', 'rows are')} {PLAIN_TEXT}, although "
                 f"the tokenizer has a chat template. {report.as_chat}"
             )
         if self.encoder.eos is None:
