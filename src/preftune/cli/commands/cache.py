@@ -40,7 +40,8 @@ verdicts of an endpoint have to be paid for again.
 
   ls       list what is kept: models, completions, sizes, time of last use
   prune    remove part of it: --older-than 30d, --model NAME, --max-size 2GB,
-           --kind reference, tokens, rows, answers, verdicts, judges, models, leftovers
+           --kind reference, tokens, rows, answers, verdicts, judges, models,
+           leftovers
   verify   check every score's checksum; --repair removes what is damaged
 
 The folder is set with PREFTUNE_CACHE.

@@ -170,7 +170,7 @@ def _add_settings(tuning: Any, methods: Sequence[str]) -> None:
         tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=what)
     for name, what in (
         ("reward", "settings of the reward model, one value each"),
-        ("both", "settings of every training, as in use_peft=true dtype=float32 per_device_train_batch_size=4"),
+        ("both", "settings of every training, as in use_peft=true dtype=float32 max_length=512"),
     ):
         tuning.add_argument(f"--{name}", nargs="+", default=[], metavar="NAME=VALUE", help=f"settings {what}")
 
