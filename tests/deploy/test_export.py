@@ -98,6 +98,8 @@ def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(run: Path, 
     export(run, tmp_path / "out")
     with pytest.raises(ModelError, match="already in use"):
         export(run, tmp_path / "out")
+    with pytest.raises(ModelError, match=r"merged is a complete export already. .*--to adapter gguf:q8_0\)"):
+        export(run, tmp_path / "out", ["merged", "adapter", "gguf:q8_0"])
     with pytest.raises(RequestError, match="--dtype applies to --to merged"):
         export(run, tmp_path / "out", ["adapter"], dtype="float16")
     with pytest.raises(ModelError, match="cannot be written"):

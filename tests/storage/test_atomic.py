@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from preftune.storage.atomic import whole_folder, write_whole
+from preftune.storage.atomic import ABANDONED_S, whole_folder, write_whole
 
 
 def test_a_file_is_replaced_with_the_rights_of_any_new_file(tmp_path: Path) -> None:
@@ -81,3 +82,19 @@ def test_a_faster_process_wins_and_a_broken_leftover_goes(tmp_path: Path) -> Non
     _fill(folder, "second", kept=lambda found: False)
     assert (folder / "file").read_text() == "second"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_killed_writers_left_is_removed_once_no_writer_can_be_alive(tmp_path: Path) -> None:
+    old, alive = tmp_path / ".out-00000000", tmp_path / ".out-11111111"
+    for folder in (old, alive):
+        folder.mkdir()
+        (folder / "weights").write_text("x")
+    file, own = tmp_path / ".out-22222222", tmp_path / ".out-backup"
+    for path in (file, own):
+        path.write_text("x")
+    past = time.time() - 2 * ABANDONED_S
+    for path in (old / "weights", old, alive, file, own):  # a file in the second is new
+        os.utime(path, (past, past))
+    with whole_folder(tmp_path / "out") as partial:
+        (partial / "weights").write_text("y")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out-11111111", ".out-backup", "out"]

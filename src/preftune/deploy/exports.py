@@ -15,7 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from preftune.deploy.artefact import KINDS, Kind, Manifest, check_links
+from preftune.deploy.artefact import KINDS, MANIFEST, Kind, Manifest, check_links
 from preftune.deploy.card import licence_of_data, licence_of_model, write_card
 from preftune.deploy.gguf import GgufFiles, check_type, require_converter
 from preftune.deploy.ollama import write_modelfile
@@ -109,11 +109,12 @@ def export(
     check_links(Path(model).expanduser())
     source = Source(os.fspath(model), base_model, trust_remote_code)
     folder = Path(output).expanduser()
+    done: list[Exported] = []
+    _name_complete_ones(folder, wanted)
     for target in wanted:
         if target.kind == "adapter" and not source.is_adapter:
             raise ModelError(f"{source.name} is a whole model and has no adapter. Export it with --to merged.")
         free_folder(folder / target.folder)
-    done = []
     with source.gguf_files() as files:
         for target in wanted:
             place = folder / target.folder
@@ -124,6 +125,18 @@ def export(
             done.append(Exported(place, manifest, notes))
             report(done[-1])
     return done
+
+
+def _name_complete_ones(folder: Path, wanted: Sequence[Target]) -> None:
+    """Raises: ModelError that names the other targets, where an export was ended between two of them."""
+    there = [target for target in wanted if (folder / target.folder / MANIFEST).is_file()]
+    if not there or len(there) == len(wanted):
+        return
+    rest = " ".join(":".join(filter(None, (one.kind, one.form))) for one in wanted if one not in there)
+    raise ModelError(
+        f"{folder / there[0].folder} is a complete export already. Export the other targets alone (--to {rest}), or "
+        "remove it to make it again."
+    )
 
 
 class Source:

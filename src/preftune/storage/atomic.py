@@ -71,6 +71,7 @@ def whole_folder(folder: Path, *, kept: Callable[[Path], bool] | None = None) ->
             replaced. Without it only an empty folder is replaced.
     Raises: OSError.
     """
+    sweep_beside(folder)
     partial = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     with naming(folder):
         partial.mkdir(parents=True)
@@ -105,15 +106,20 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sweep_beside(path: Path) -> None:
-    """Removes temporary files of killed writers of a file, once no writer can be alive."""
-    sweep(path.parent, f".{glob.escape(path.name)}-*")
+    """Removes what killed writers of a file or folder left beside it, once no writer can be alive."""
+    sweep(path.parent, f".{glob.escape(path.name)}-{'[0-9a-f]' * 8}")
 
 
 def sweep(folder: Path, pattern: str = ".writing-*") -> None:
-    """Removes the temporary files that killed writers left in a folder."""
+    """Removes the temporary files and folders that killed writers left in a folder."""
     for temporary in folder.glob(pattern):
         with contextlib.suppress(OSError):
-            if time.time() - temporary.stat().st_mtime > ABANDONED_S:
+            newest = max(path.stat().st_mtime for path in (temporary, *temporary.rglob("*")))
+            if time.time() - newest <= ABANDONED_S:
+                continue
+            if temporary.is_dir():
+                shutil.rmtree(temporary, ignore_errors=True)
+            else:
                 temporary.unlink()
 
 

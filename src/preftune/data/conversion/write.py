@@ -15,7 +15,7 @@ from preftune.data.formats.apply import RATINGS
 from preftune.data.pairs.canonical_row import CANONICAL_ROW, canonical_row, with_json_texts
 from preftune.data.pairs.row_reader import Attempt
 from preftune.errors import ConfigError
-from preftune.storage.atomic import naming, sha256_of, temporary_beside
+from preftune.storage.atomic import naming, sha256_of, sweep_beside, temporary_beside
 from preftune.types import Text
 
 _WRITABLE = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz", ".ndjson.gz")
@@ -99,6 +99,7 @@ class PairWriter:
         self.path = path
         self.shape = shape
         self.pairs = 0
+        sweep_beside(path)
         self._temporary = temporary_beside(path)
         self._file: Any = self._temporary.open("wb")
         self._lines: Any = None
