@@ -106,7 +106,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sweep_beside(path: Path) -> None:
-    """Removes what killed writers of a file or folder left beside it, once no writer can be alive."""
+    """Removes what killed writers of a file or folder left next to it, once no writer can be alive."""
     sweep(path.parent, f".{glob.escape(path.name)}-{'[0-9a-f]' * 8}")
 
 
