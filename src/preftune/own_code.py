@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,10 @@ from types import CodeType, ModuleType
 from typing import Any
 
 _LIBRARIES = frozenset({"accelerate", "transformers", "tokenizers", "peft", "torch", "bitsandbytes", "preftune"})
+
+
+_MOST_ENTRIES = 100
+"""Entries of a mapping that count; a larger one counts by its class, as it is more likely a cache than a setting."""
 
 
 def of_a_library(function: Any) -> bool:
@@ -45,6 +50,8 @@ def written(value: Any, depth: int = 3) -> str:
     """
     if is_plain(value):
         return repr(value)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
     if hasattr(value, "untyped_storage"):  # a tensor, without the import of torch for what holds none
         import torch
 
@@ -54,7 +61,7 @@ def written(value: Any, depth: int = 3) -> str:
     function = getattr(value, "__func__", value)
     if depth == 0:
         return type(value).__qualname__
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and len(value) <= _MOST_ENTRIES:
         code, held = type(value).__qualname__, tuple(one for pair in value.items() for one in pair)
     elif isinstance(value, functools.partial):
         code, held = written(value.func, depth - 1), (*value.args, *_pairs(value.keywords))
@@ -78,9 +85,10 @@ def _cells(function: Any) -> Iterator[Any]:
 
 def _named(code: CodeType, values: Mapping[str, Any]) -> Iterator[Any]:
     """The module's variables and functions that a code and the codes in it name, without classes, modules, and what a
-    library wrote.
+    library wrote, and without variables that the code itself sets, such as a count of its calls.
     """
-    for name in code.co_names:
+    own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL"}
+    for name in sorted({*code.co_names} - own):
         value = values.get(name)
         known = isinstance(value, type | ModuleType) or (callable(value) and of_a_library(value))
         if name in values and not known:

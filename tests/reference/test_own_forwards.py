@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from models_zoo import random_model
+from preftune.own_code import written
 from preftune.reference import fingerprint
 
 
@@ -109,6 +110,20 @@ def by_global_function(factor):
 def with_globals(function, **values):
     """The function as if its module had these variables, as it has in another run of an edited program."""
     return FunctionType(function.__code__, {**function.__globals__, **values})
+
+
+def test_classes_and_counters_that_a_forward_names():
+    """A class in a table has no value of its own, and a count of calls is no setting."""
+
+    def counted(x):
+        global FACTOR
+        FACTOR = 1
+        return x.to(FACTORS["kind"])
+
+    first, later = (
+        with_globals(counted, FACTOR=calls, FACTORS={"kind": np.float32, "other": torch.Tensor}) for calls in (0, 5)
+    )
+    assert written(first) == written(later) != written(with_globals(counted, FACTORS={"kind": np.float64}))
 
 
 FORWARDS = {

@@ -58,7 +58,13 @@ def check_weights(folder: Path) -> None:
         return
     for name, known in listed.items():
         path = folder / name
-        if not (isinstance(known, list) and len(known) == 2 and _WEIGHTS.search(name) and path.is_file()):
+        if not (
+            isinstance(known, list)
+            and len(known) == 2
+            and type(known[0]) is int
+            and _WEIGHTS.search(name)
+            and path.is_file()
+        ):
             continue
         state = path.stat()
         key = (str(path.resolve()), state.st_size, state.st_mtime_ns)
