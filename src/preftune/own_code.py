@@ -85,10 +85,10 @@ def _cells(function: Any) -> Iterator[Any]:
 
 def _named(code: CodeType, values: Mapping[str, Any]) -> Iterator[Any]:
     """The module's variables and functions that a code and the codes in it name, without classes, modules, and what a
-    library wrote, and without variables that the code itself sets, such as a count of its calls.
+    library wrote, and without variables that this code or a function of the module sets, such as a count of calls.
     """
-    own = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL"}
-    for name in sorted({*code.co_names} - own):
+    changed = {name for one in values.values() for name in _set_by(getattr(one, "__code__", None))} | _set_by(code)
+    for name in sorted({*code.co_names} - changed):
         value = values.get(name)
         known = isinstance(value, type | ModuleType) or (callable(value) and of_a_library(value))
         if name in values and not known:
@@ -96,6 +96,13 @@ def _named(code: CodeType, values: Mapping[str, Any]) -> Iterator[Any]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _named(constant, values)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _set_by(code: Any) -> frozenset[str]:
+    """The module's variables that a code sets; empty for what is no code."""
+    found = dis.get_instructions(code) if isinstance(code, CodeType) else ()
+    return frozenset(step.argval for step in found if step.opname == "STORE_GLOBAL")
 
 
 def _pairs(values: Mapping[str, Any]) -> list[Any]:

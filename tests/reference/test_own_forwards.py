@@ -170,6 +170,28 @@ def test_attributes_of_a_module_of_the_program_s_own_count(value):
     assert steered(value) == steered(value) != steered(value * 2)
 
 
+def test_tags_that_a_trainer_sets_count_nowhere():
+    """A model of an own class was always "changed after the trainer was made"."""
+    model = random_model()
+    model.__class__ = type("Own", (type(model),), {"forward": lambda self, *given, **more: None})
+    before = of(model)
+    model.model_tags = ["preftune", "dpo"]
+    assert of(model) == before != of(random_model())
+
+
+def test_a_variable_that_another_function_sets_is_no_setting():
+    def use(x):
+        return FACTOR * x
+
+    def count():
+        global FACTOR
+        FACTOR = 2
+
+    assert written(with_globals(use, FACTOR=1)) != written(with_globals(use, FACTOR=2))
+    once, twice = (written(with_globals(use, FACTOR=calls, count=count)) for calls in (1, 2))
+    assert once == twice
+
+
 def test_a_function_that_holds_itself_is_read_once():
     def forward(x, again=True):
         return forward(x, again=False) if again else x

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from preftune.errors import ReferenceMismatchError, RequestError
 from preftune.reference.fingerprint import FINGERPRINT_VERSION
 from preftune.secret_values import without_secrets
-from preftune.storage.jsonl import read_lines
+from preftune.storage.jsonl import append_lines, read_lines, write_lines
 from preftune.storage.run_directory import append_line, check_writable, cut_back, plain, run_facts, write_json
 from preftune.training.record.run_record import RunRecord, configuration
 from tests.training.dpo_runs import config, lora_model, metrics, strict_json, trainer
@@ -345,6 +345,17 @@ def test_a_damaged_run_json_is_named_once_and_its_facts_are_unknown(content, tmp
     assert str(tmp_path / "run.json") in caplog.text
     caplog.clear()
     assert run_facts(tmp_path / "none") == {}
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "record", [{"m": {2: 1, 10: 2}}, {"text": "\ud83d\ude00"}, {"text": "\ud83d"}, {"x": (1, 2.5)}]
+)
+def test_what_json_changes_is_no_damage(record, tmp_path, caplog):
+    """Such lines were made again at each start."""
+    write_lines(tmp_path / "lines.jsonl", [record], sealed=True)
+    append_lines(tmp_path / "lines.jsonl", [record], sealed=True)
+    assert len(read_lines(tmp_path / "lines.jsonl")) == 2
     assert not caplog.text
 
 

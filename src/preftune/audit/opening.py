@@ -112,6 +112,8 @@ def open_data(
         return Opened(name, len(rows), pairs, known, holds, refused=refused, notes=pairs.notes)
     if adapter.rows is None and adapter.table is None:
         read_pairs(rows, split="all", columns=columns, format=format, name=name)  # raises its usual error
+    if format is None and adapter.check is not None:
+        adapter.check(rows, sample_of(rows))
     made = convert(rows, adapter, name=name)
     if not len(made.rows):
         refused = f"{name} gives no preference pair, read as {adapter.name} ({adapter.holds}). {adapter.refused}"

@@ -26,7 +26,8 @@ WEIGHTS_FILE = "preftune_weights.json"
 """In a run directory: the run, the step and the files of the final weights."""
 MANIFEST = "preftune_manifest.json"
 """In a checkpoint: its run, its step and all its files."""
-_WEIGHTS = re.compile(r"(model|pytorch_model|adapter_model)([-.].*)?\.(safetensors|bin)$")
+WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model|prompt_encoder)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
+"""Names of the files of a model's weights."""
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def check_weights(folder: Path) -> None:
             isinstance(known, list)
             and len(known) == 2
             and type(known[0]) is int
-            and _WEIGHTS.search(name)
+            and WEIGHTS.fullmatch(name)
             and path.is_file()
         ):
             continue

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -287,8 +286,12 @@ def meta_copy(model: Any, peft_config: Any) -> Any:
     made = partial(_on_meta, lambda: type(model)(deepcopy(config)), name, peft_config)
     if peft_config is not None:
         return made()
-    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    key = (type(model), text, getattr(config, "_attn_implementation", None), torch.get_default_dtype())
+    key = (
+        type(model),
+        repr(config.to_dict()),
+        getattr(config, "_attn_implementation", None),
+        torch.get_default_dtype(),
+    )
     copy = _COPIES.pop(key, None) or made()
     _COPIES[key] = copy  # the newest last
     while len(_COPIES) > 4:

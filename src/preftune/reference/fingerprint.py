@@ -248,10 +248,12 @@ def _own_code_of(model: nn.Module) -> Iterator[str]:
         if replaced is not None and name and maker not in ("accelerate", "preftune"):  # they change no value
             found.append(f"forward {written(replaced)}")
         if found:
-            held = ((key, value) for key, value in vars(module).items() if key != "training" and is_plain(value))
+            held = ((key, value) for key, value in vars(module).items() if key not in _LABELS and is_plain(value))
             yield from (f"{canonical(name)} {fact}" for fact in (*found, *(f"{k}={v!r}" for k, v in sorted(held))))
 
 
+_LABELS = frozenset({"training", "model_tags", "name_or_path"})
+"""Attributes that change no score; trainers set them."""
 _NUMBERS: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 

@@ -151,5 +151,6 @@ def report_damage(path: Path, lines: int) -> None:
 
 def _line(record: Mapping[str, Any], sealed: bool) -> str:
     if sealed:
-        record = {**record, CHECKSUM: digest(record)}
+        as_read = json.loads(json.dumps(record, allow_nan=False))  # keys become texts, and surrogates are joined
+        record = {**record, CHECKSUM: digest(as_read)}
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"

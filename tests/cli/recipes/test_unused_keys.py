@@ -42,6 +42,7 @@ def test_a_number_of_rows_to_hold_out_is_no_share(text: str, key: str, tmp_path:
         (AXOLOTL + "batch_size: 8\n", {"gradient_accumulation_steps": 8}),
         (AXOLOTL + "batch_size: 8\nmicro_batch_size: 2\ngradient_accumulation_steps: 4\n", {}),
         (FACTORY + "additional_target: embed_tokens, lm_head\n", {"lora_modules_to_save": ["embed_tokens", "lm_head"]}),
+        (FACTORY + "warmup_steps: 0\nwarmup_ratio: 0.1\n", {"warmup_steps": 0.1}),
         (FACTORY + "do_train: true\nflash_attn: auto\nwarmup_ratio: 0.1\n", {"warmup_steps": 0.1}),
     ],
 )

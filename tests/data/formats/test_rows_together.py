@@ -63,6 +63,11 @@ def test_an_answer_without_a_rank_is_left_out_alone() -> None:
     assert {reason: left.count for reason, left in pairs.left.items()} == {"unrated": 1}
 
 
+def test_numbers_that_are_no_places_are_answers() -> None:
+    rows = [{"prompt": f"{at}+{at}?", "chosen": f"{2 * at}", "rejected": "1", "generations": ["?"]} for at in range(9)]
+    assert [pair.chosen for pair in load_pairs(rows)] == [row["chosen"] for row in rows]
+
+
 @pytest.mark.parametrize("question", [{"prompt": "q"}, {"instruction": "q"}, {"messages": [user("q")]}])
 def test_places_in_a_list_are_no_answers(question: dict[str, Any]) -> None:
     """They were trained as the texts "1" and "0"."""

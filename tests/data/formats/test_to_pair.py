@@ -305,17 +305,19 @@ def test_numbers_that_float32_cannot_square_are_refused(column):
         load_pairs([{**row, column: 1e308}])
 
 
-@pytest.mark.parametrize("side", ["chosen", "rejected"])
 @pytest.mark.parametrize("whole", [False, True])
-def test_a_conversation_that_ends_with_an_answer_is_no_prompt(side: str, whole: bool) -> None:
+def test_a_conversation_that_ends_with_the_better_answer_is_no_prompt(whole: bool) -> None:
     """The answer was in the prompt and was trained after itself."""
     before = [user("q")] if whole else []
     sides = {name: [*before, assistant(name)] for name in ("chosen", "rejected")}
-    message = fails(prompt=[user("q"), assistant(f"{side} ")], **sides)
-    assert f"column 'prompt': the conversation ends with the answer '{side}', which '{side}' holds too" in message
+    message = fails(prompt=[user("q"), assistant("chosen ")], **sides)
+    assert "column 'prompt': the conversation ends with the answer 'chosen', which 'chosen' holds too" in message
     assert "Remove the last turn of the conversation." in message
     begun = pair(prompt=[user("q"), assistant("The")], chosen=" a", rejected=" b")
     assert begun.prompt == [user("q"), assistant("The")]
+    for said in ("Yes", ""):  # a worse answer may repeat what was said, and nothing is no answer
+        repeats = pair(prompt=[user("q"), assistant(said)], chosen="Go on", rejected=said)
+        assert repeats.prompt == [user("q"), assistant(said)]
 
 
 def test_a_demonstration_whose_prompt_ends_with_its_answer_is_refused() -> None:

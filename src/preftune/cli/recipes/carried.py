@@ -85,9 +85,15 @@ class Carried:
             self.settings["fsdp"] = " ".join(words) if isinstance(words, list | tuple) else str(words)
         self.same(["fsdp_config"])
 
-    def warmup(self, default: Any = None) -> None:
-        """Carries over the share of the steps in which the rate rises; `warmup_steps` counts if both are given."""
+    def warmup(self, default: Any = None, *, zero_counts: bool = True) -> None:
+        """Carries over the share of the steps in which the rate rises; `warmup_steps` counts if both are given.
+
+        Args:
+            zero_counts: whether `warmup_steps: 0` does too.
+        """
         ratio = self.take("warmup_ratio")
+        if ratio and not zero_counts and not self.left.get("warmup_steps"):
+            self.left.pop("warmup_steps", None)
         if self.left.get("warmup_steps") is None:
             self.settings |= {"warmup_steps": share} if (share := default if ratio is None else ratio) else {}
         elif ratio:

@@ -77,7 +77,7 @@ def read(values: Mapping[str, Any], folder: Path) -> Carried:
     _adapter(carried)
     llama_factory_data.read(carried, folder)
     _reference(carried)
-    carried.warmup()
+    carried.warmup(zero_counts=False)
     if carried.take("disable_gradient_checkpointing"):
         carried.settings["gradient_checkpointing"] = False
     asked = str(carried.take("flash_attn", "auto"))

@@ -285,22 +285,19 @@ def _alike(one: Sequence[Message], other: Sequence[Message]) -> bool:
     )
 
 
-def answered(prompt: Sequence[Message], side: Sequence[Message]) -> bool:
-    """Whether a conversation ends with the answer that is to follow it: the side would be trained after itself."""
-    size = min(len(prompt), len(side))
-    return size > 0 and prompt[-1]["role"] == "assistant" and _alike(prompt[-size:], side[-size:])
-
-
-def not_answered(prompt: Text | None, sides: Mapping[str, Sequence[Message]], where: Where) -> None:
-    """Raises: DatasetError for a conversation that ends with one of the sides, given by their columns."""
-    for column, side in sides.items():
-        if isinstance(prompt, list) and answered(prompt, side):
-            raise where.error(
-                "prompt",
-                f"the conversation ends with the answer {shown(side[-1]['content'])}, which {column!r} holds too, so "
-                "it would be in the prompt and be trained after itself",
-                "Remove the last turn of the conversation.",
-            )
+def not_answered(prompt: Sequence[Message], column: str, answer: Sequence[Message], where: Where) -> None:
+    """Raises: DatasetError for a conversation that ends with the answer that is to follow it, which would be trained
+    after itself.
+    """
+    size = min(len(prompt), len(answer))
+    ends = size > 0 and prompt[-1]["role"] == "assistant" and _alike(prompt[-size:], answer[-size:])
+    if ends and prompt[-1].get("content"):
+        raise where.error(
+            "prompt",
+            f"the conversation ends with the answer {shown(answer[-1]['content'])}, which {column!r} holds too, so it "
+            "would be in the prompt and be trained after itself",
+            "Remove the last turn of the conversation.",
+        )
 
 
 def after_prompt(prompt: list[Message], turns: list[Message]) -> list[Message]:

@@ -260,7 +260,7 @@ class DemonstrationReader:
         if not chat and "history" not in self.columns:
             return prompt, completion
         asked, answer = [*self._history(values, where), *as_turns(prompt)], as_answer(completion)
-        not_answered(asked, {"completion": answer}, where)
+        not_answered(asked, "completion", answer, where)
         return asked, answer
 
     def _read(self, column: str, values: Mapping[str, Any], where: Where) -> Text:

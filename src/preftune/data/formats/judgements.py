@@ -63,21 +63,14 @@ def judged(value: Any) -> Judged | None:
     return ("a" if at < _MIDDLE else "b") if 1 <= at <= 2 else None
 
 
-def labelled_columns(sample: Sample, *, named: bool = False) -> tuple[tuple[str, str], str] | None:
-    """The columns of two outputs and of the label that prefers one; None for data without them or in another format.
-
-    Args:
-        named: whether the format was named, so that 1 means the first output and 0 a tie.
-    Raises: DatasetError if all labels are 0 or 1, because 0 may also mean the first output.
-    """
+def labelled_columns(sample: Sample) -> tuple[tuple[str, str], str] | None:
+    """The columns of two outputs and of the label that prefers one; None for data without them or in another format."""
     outputs = next((names for names in _OUTPUTS if sample.has(*names)), None)
     if outputs is None or not sample.any(*PROMPTS):
         return None
     for column in _LABELS:
         values = sample.values(column)
         if values and all(judged(value) is not None for value in values):
-            if not named:
-                _check_labels(values, column, outputs[0], "labelled-outputs")
             return outputs, column
     return None
 
@@ -94,7 +87,10 @@ def _check_labels(values: Iterable[Any], column: str, first: str, format: str) -
 
 
 def check_all_labels(rows: Dataset, sample: Sample) -> None:
-    """Checks the labels of all rows: rows may be sorted by their label, so that the first ones hold only one value."""
+    """Checks the labels of all rows: rows may be sorted by their label, so that the first ones hold only one value.
+
+    Raises: DatasetError if all are 0 or 1, because 0 may mean the first output or a tie.
+    """
     if (found := labelled_columns(sample)) is not None:
         (first, _), column = found
         _check_labels(rows.with_format(None).select_columns([column])[column], column, first, "labelled-outputs")
@@ -116,13 +112,13 @@ def _labelled_rows(row: Row) -> Iterator[Made]:
 
 
 def _labelled_uses(sample: Sample) -> list[str]:
-    found = labelled_columns(sample, named=True)
+    found = labelled_columns(sample)
     return asked_columns(sample) if found is None else [*asked_columns(sample), *found[0], found[1]]
 
 
 def _labelled_ignores(sample: Sample) -> list[str]:
     """Other columns of labels (a topic, a grade), and other outputs than those that the label compares."""
-    found = labelled_columns(sample, named=True)
+    found = labelled_columns(sample)
     if found is None:
         return []
     outputs, label = found

@@ -186,7 +186,10 @@ def _check_sides(format: str, rows: Dataset, sample: Sample) -> None:
             f"remove {sides[1]!r} (--format {format}, format='{format}', if they are answers)."
         )
     listed = next((column for column in ANSWERS if records(sample.first(column))), None)
-    if listed is not None and said and all(map(str.isdecimal, said)) and not said & _texts_of(sample, listed):
+    if listed is None or not said or said & _texts_of(sample, listed):
+        return
+    longest = max(len(records(answers)) for answers in sample.values(listed))
+    if all(one.isdecimal() and int(one) <= longest for one in said):
         raise DatasetError(
             f"column {sides[0]!r} holds {sample.first(sides[0])!r}, which is the place of an answer in the list "
             f"{listed!r}, not an answer. Put the answers themselves into {sides[0]!r} and {sides[1]!r} (--format "

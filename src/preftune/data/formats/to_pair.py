@@ -177,9 +177,9 @@ def _canonical(
             f"text, while {other!r} is a list of messages, and without a prompt it is unknown where the answer begins",
             "Write both sides in the same form, or add a prompt.",
         )
-    turns_of = {"chosen": as_answer(chosen), "rejected": as_answer(rejected)}
-    not_answered(asked := as_turns(prompt), turns_of, where)
-    found = split_turns(asked, **turns_of)
+    asked, better = as_turns(prompt), as_answer(chosen)
+    not_answered(asked, "chosen", better, where)  # a rejected answer may repeat what was said
+    found = split_turns(asked, better, as_answer(rejected))
     if asks_otherwise(*found):
         raise where.error(
             "prompt",

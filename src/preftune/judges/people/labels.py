@@ -121,7 +121,7 @@ def _outputs(rows: Any, format: str | None) -> dict[str, str]:
     sample = sample_of(rows)
     if format is None:
         check_all_labels(rows, sample)
-    found = labelled_columns(sample, named=format is not None)
+    found = labelled_columns(sample)
     if found is None:
         return {}
     (one, other), label = found

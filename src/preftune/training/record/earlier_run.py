@@ -13,7 +13,7 @@ from typing import Any
 from preftune.amounts import counted
 from preftune.errors import ConfigError
 from preftune.log import say
-from preftune.models.damage import WEIGHTS_FILE
+from preftune.models.damage import WEIGHTS, WEIGHTS_FILE
 from preftune.storage.run_directory import run_facts
 
 FOLDER = "_earlier"
@@ -31,7 +31,6 @@ _RUN = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model",
 )  # fmt: skip
 """Names of the files that a run writes. Other files in the folder belong to the user, and stay."""
-_WEIGHTS = re.compile(r"(adapter_model|model|pytorch_model|prompt_encoder)([-.].*)?\.(safetensors|bin)(\.index\.json)?")
 
 
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
@@ -44,7 +43,7 @@ def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
 
 def weights_in(folder: Path) -> list[Path]:
     """The files of the weights in a run directory, without those of checkpoints."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and _WEIGHTS.fullmatch(path.name))
+    return sorted(path for path in folder.iterdir() if path.is_file() and WEIGHTS.fullmatch(path.name))
 
 
 def run_id_of(facts: dict[str, Any]) -> str | None:
@@ -65,10 +64,10 @@ def put_aside_earlier_run(folder: Path, *, model: str, overwrite: bool) -> None:
     names = [
         path.name
         for path in folder.iterdir()
-        if path.name in _RUN or _WEIGHTS.fullmatch(path.name) or (path.is_dir() and _CHECKPOINT.fullmatch(path.name))
+        if path.name in _RUN or WEIGHTS.fullmatch(path.name) or (path.is_dir() and _CHECKPOINT.fullmatch(path.name))
     ]
     is_run = "run.json" in names or any(_CHECKPOINT.fullmatch(name) for name in names)
-    if not is_run and not any(_WEIGHTS.fullmatch(name) for name in names):
+    if not is_run and not any(WEIGHTS.fullmatch(name) for name in names):
         return
     if model and Path(model).exists() and Path(model).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(
