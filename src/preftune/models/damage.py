@@ -79,7 +79,10 @@ def check_weights(folder: Path) -> None:
                     f"The weights in {folder} are damaged or another model's: {error}. Copy them again, or name "
                     f"another checkpoint. To use them as they are, remove {record}."
                 ) from error
-            warn(f"the weights in {folder} are not those that the training saved ({error}); they were changed later.")
+            warn(
+                f"the weights in {folder} are not those that the training saved ({error}): they were changed later, and "
+                f"are used as they are. If that was not intended, copy them again; otherwise remove {record}."
+            )
         _COMPARED.add(key)
 
 

@@ -205,22 +205,30 @@ def test_equal_answers_are_a_tie_that_no_one_is_asked_about(tmp_path: Path) -> N
     assert "Only 0% of the aligned model's answers ended by themselves" in " ".join(summary.sentences())
 
 
-def test_judgements_are_kept_only_for_a_judge_that_names_its_version(tmp_path: Path) -> None:
-    class Paid:
-        cache_key = "paid-v1"
-        symmetric = True
-        calls = 0
+class Paid:
+    """A judge whose verdicts may be kept, which counts what it is asked. It prefers the answer that begins with "well";
+    if it is symmetric, the second one.
+    """
 
-        def __call__(self, prompt, answer_a, answer_b, row):
-            Paid.calls += 1
-            return "b"
+    cache_key = "paid-v1"
+
+    def __init__(self, *, symmetric: bool = True) -> None:
+        self.symmetric, self.calls = symmetric, 0
+
+    def __call__(self, prompt: object, answer_a: str, answer_b: str, row: object) -> str:
+        self.calls += 1
+        return "b" if self.symmetric or answer_a.startswith("well") else "a"
+
+
+def test_judgements_are_kept_only_for_a_judge_that_names_its_version(tmp_path: Path) -> None:
+    paid = Paid()
 
     for _ in range(2):
-        evaluate_pairwise(ROWS, generate=Speaker(), judge=Paid(), output_dir=tmp_path, settings={})
-    assert Paid.calls == 6
-    Paid.cache_key = "paid-v2"
-    evaluate_pairwise(ROWS, generate=Speaker(), judge=Paid(), output_dir=tmp_path, settings={})
-    assert Paid.calls == 12
+        evaluate_pairwise(ROWS, generate=Speaker(), judge=paid, output_dir=tmp_path, settings={})
+    assert paid.calls == 6
+    paid.cache_key = "paid-v2"
+    evaluate_pairwise(ROWS, generate=Speaker(), judge=paid, output_dir=tmp_path, settings={})
+    assert paid.calls == 12
 
 
 def test_a_rule_that_reads_the_row_is_asked_anew_when_the_row_changes(tmp_path: Path) -> None:
@@ -238,20 +246,13 @@ def test_a_rule_that_reads_the_row_is_asked_anew_when_the_row_changes(tmp_path: 
 
 
 def test_files_of_another_version_are_taken_up_or_left_alone(tmp_path: Path) -> None:
-    class Paid:
-        cache_key = "paid-v1"
-        symmetric = True
-        calls = 0
-
-        def __call__(self, prompt, answer_a, answer_b, row):
-            Paid.calls += 1
-            return "b"
+    paid = Paid()
 
     def evaluate() -> int:
-        asked = Paid.calls
-        found = evaluate_pairwise(ROWS, generate=Speaker(), judge=Paid(), output_dir=tmp_path, settings={})
+        asked = paid.calls
+        found = evaluate_pairwise(ROWS, generate=Speaker(), judge=paid, output_dir=tmp_path, settings={})
         assert found.win_rate.wins == 6
-        return Paid.calls - asked
+        return paid.calls - asked
 
     evaluate()
     verdicts = read_lines(tmp_path / "verdicts.jsonl")
@@ -279,24 +280,16 @@ def damage(path: Path, *changes: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_damaged_lines_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, sealed: bool) -> None:
-    class Paid:
-        cache_key = "paid-v1"
-        symmetric = False
-        calls = 0
-
-        def __call__(self, prompt, answer_a, answer_b, row):
-            Paid.calls += 1
-            return "b" if answer_a.startswith("well") else "a"
-
+    paid = Paid(symmetric=False)
     verdicts, answers = tmp_path / "verdicts.jsonl", tmp_path / "generations.jsonl"
 
     def evaluate() -> tuple[int, int]:
-        asked, speaker = Paid.calls, Speaker()
-        found = evaluate_pairwise(ROWS, generate=speaker, judge=Paid(), output_dir=tmp_path, settings={})
+        asked, speaker = paid.calls, Speaker()
+        found = evaluate_pairwise(ROWS, generate=speaker, judge=paid, output_dir=tmp_path, settings={})
         assert found.win_rate.wins == 6
         for path in [] if sealed else [verdicts, answers]:  # as earlier versions wrote them
             write_lines(path, read_lines(path))
-        return len(speaker.asked), Paid.calls - asked
+        return len(speaker.asked), paid.calls - asked
 
     evaluate()
     assert evaluate() == (0, 0)
