@@ -80,8 +80,8 @@ def check_weights(folder: Path) -> None:
                     f"another checkpoint. To use them as they are, remove {record}."
                 ) from error
             warn(
-                f"the weights in {folder} are not those that the training saved ({error}): they were changed later, and "
-                f"are used as they are. If that was not intended, copy them again; otherwise remove {record}."
+                f"the weights in {folder} are not those that the training saved ({error}): they were changed later. "
+                f"They are used as they are. If that was not intended, copy them again; otherwise remove {record}."
             )
         _COMPARED.add(key)
 
